@@ -1,0 +1,143 @@
+"""Results back into napari: a folder of results, one of its files, or a whole run."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .record import FORMAT
+
+LayerTuple = tuple[Any, dict[str, Any], str]
+Reader = Callable[[Any], list[LayerTuple]]
+# More pictures than this at once are no use in a viewer.
+MAX_FIELDS = 12
+_TABLES = ("cells.csv", "cells.parquet")
+_RESULTS = (*_TABLES, "cells.geojson", "labels.tif")
+_MARK = "napari-wbc"
+
+
+def get_reader(path: Any) -> Reader | None:
+    """Return a reader for results of this package, None for everything else.
+
+    Parameters
+    ----------
+    path : str or list of str
+        A folder with ``cells.csv`` (or ``cells.parquet``) and ``labels.tif``,
+        one of these files beside the others, a table of cells by itself, or
+        a run's folder or ``run.json``.
+
+    Returns
+    -------
+    callable or None
+        Takes the path, returns layer data tuples.
+    """
+    if not isinstance(path, str | Path):
+        return None
+    try:
+        return _reader_for(Path(path))
+    except (OSError, ValueError):  # not readable, not a legal name: not ours
+        return None
+
+
+def _reader_for(path: Path) -> Reader | None:
+    folder = path if path.is_dir() else path.parent
+    if (path.is_dir() or path.name in _RESULTS) and _has_results(folder):
+        return _read_folder
+    run = path / "run.json" if path.is_dir() else path
+    if run.name == "run.json" and run.is_file() and FORMAT in _head(run):
+        return _read_run
+    if path.is_file() and _is_table(path):
+        return _read_table
+    return None
+
+
+def _has_results(folder: Path) -> bool:
+    return (folder / "labels.tif").is_file() and any((folder / name).is_file() for name in _TABLES)
+
+
+def _head(path: Path) -> str:
+    with path.open("rb") as stream:
+        return stream.read(2000).decode("utf-8", "replace")
+
+
+def _is_table(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        return _is_header(_head(path).partition("\n")[0].lstrip("\ufeff").replace('"', "").split(","))
+    if suffix == ".geojson":
+        return "FeatureCollection" in (head := _head(path)) and f'"{_MARK}"' in head
+    if suffix == ".parquet":
+        from pyarrow.parquet import read_schema
+
+        try:
+            return _is_header(read_schema(path).names)
+        # pyarrow raises whatever a broken file makes it raise.
+        except Exception:  # noqa: BLE001
+            return False
+    return False
+
+
+def _is_header(names: list[str]) -> bool:
+    return {"slide", "label", "centroid-0", "centroid-1"} <= set(names)
+
+
+def _read_folder(path: Any) -> list[LayerTuple]:
+    path = Path(path)
+    return _layers(path if path.is_dir() else path.parent)
+
+
+def _read_table(path: Any) -> list[LayerTuple]:
+    from ._widgets._layers import layers_of
+    from .export import read_cells
+
+    return list(layers_of(read_cells(path), None, Path(path).stem))
+
+
+def _read_run(path: Any) -> list[LayerTuple]:
+    from .export import ExportError
+
+    path = Path(path)
+    run = path / "run.json" if path.is_dir() else path
+    try:
+        inputs = json.loads(run.read_text("utf-8"))["inputs"]
+        names = [Path(entry["result"]).name for entry in inputs if entry["result"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ExportError(f"{run}: damaged or cut short ({error}); open the folders of results one by one") from error
+    folders = [run.parent / name for name in names if _has_results(run.parent / name)]
+    if len(folders) > MAX_FIELDS:
+        warnings.warn(
+            f"the run has {len(folders)} pictures; the first {MAX_FIELDS} are opened, open other folders one by one",
+            stacklevel=2,
+        )
+    if not folders:
+        raise ExportError(f"{run}: none of its folders of results is there; annotate the pictures again")
+    return [layer for folder in folders[:MAX_FIELDS] for layer in _layers(folder, folder.name)]
+
+
+def _layers(folder: Path, name: str = "") -> list[LayerTuple]:
+    from ._widgets._layers import KEY, layers_of
+    from .export import read_results
+
+    results = read_results(folder)
+    layers = list(layers_of(results.cells, results.labels, name))
+    if results.image is None:
+        return layers
+    for _, attributes, _ in layers:
+        # So that a picture can be drawn again when corrected cells are saved.
+        attributes.setdefault("metadata", {}).setdefault(KEY, {})["picture"] = str(results.image)
+    return [*_picture(results.image, results.labels.shape, name), *layers]
+
+
+def _picture(path: Path, shape: tuple[int, ...], name: str) -> list[LayerTuple]:
+    from .slide import ImageError, Slide
+
+    try:
+        image = Slide.open(path).image
+    except (ImageError, OSError):  # it has gone bad since; the results are still good
+        return []
+    if image.shape[:2] != shape:
+        return []
+    return [(image, {"name": name or path.name, "rgb": True, "metadata": {"path": str(path)}}, "image")]

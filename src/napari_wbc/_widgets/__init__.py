@@ -1,0 +1,13 @@
+"""Docks of the napari plugin; importing this package loads neither Qt nor torch."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "_classify": ["ClassifyWidget"],
+        "_crop": ["CropWidget"],
+        "_segment": ["SegmentWidget"],
+    },
+)
+del lazy_loader

@@ -1,0 +1,124 @@
+"""The dock that cuts white cells out, all at one scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Image, Labels, Points
+from qtpy.QtWidgets import QDoubleSpinBox, QFileDialog, QHBoxLayout, QLineEdit, QPushButton, QSpinBox
+
+from ._dock import Dock, LayerChoice
+from ._source import CROPS, KEY, labels_array, slide_of
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+    from napari_wbc.cells import Cells
+    from napari_wbc.pipeline import Progress
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Crops of a field, (n, S, S, 3), with their cells and the folder they were written to."""
+
+    crops: np.ndarray
+    cells: Cells
+    folder: Path | None
+
+
+class CropWidget(Dock):
+    """Cut the white cells of a picture out.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        The viewer the dock belongs to.
+    """
+
+    verb = "Crop white cells"
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__(napari_viewer)
+        self.cells = LayerChoice(napari_viewer, (Labels, Points), "find them (default)")
+        self.cells.setToolTip("Cells of an earlier run, labels, or points of your own")
+        self.side = QDoubleSpinBox()
+        self.side.setRange(1.0, 999.0)
+        self.side.setToolTip("Side of the square, µm")
+        self.pixels = QSpinBox()
+        self.pixels.setRange(8, 4096)
+        self.pixels.setToolTip("Side of the square, pixels")
+        # What the shipped model takes, so that crops can train the next one.
+        self.side.setValue(28.8)
+        self.pixels.setValue(96)
+        self.folder = QLineEdit()
+        self.folder.setPlaceholderText("none: only show them")
+        browse = QPushButton("…")
+        browse.setMaximumWidth(32)
+        browse.clicked.connect(self._browse)
+        row = QHBoxLayout()
+        row.addWidget(self.folder, 1)
+        row.addWidget(browse)
+        self.form.addRow("Cells", self.cells)
+        self.form.addRow("Side, µm", self.side)
+        self.form.addRow("Side, pixels", self.pixels)
+        self.form.addRow("Save in", row)
+        self.body.addStretch()
+
+    def prepare(self, image: Image) -> Callable[[], Generator[Progress, None, Crops]]:
+        """Read the controls; return what the worker runs."""
+        layer, folder = self.cells.layer, self.folder.text().strip()
+        side, pixels = self.side.value(), self.pixels.value()
+        table = None
+        if isinstance(layer, Points):
+            table = (layer.features.copy(), np.array(layer.data))
+        labels = labels_array(layer) if isinstance(layer, Labels) else None
+
+        def work() -> Generator[Progress, None, Crops]:
+            from napari_wbc.classifier import ModelCard
+            from napari_wbc.crop import CropSize, crop_cells
+            from napari_wbc.export import write_crops
+            from napari_wbc.models import find_model
+            from napari_wbc.pipeline import Progress, analyse, crop_scale
+
+            from ._layers import cells_of
+
+            yield Progress("reading the picture")
+            analysis = yield from analyse(slide_of(image), labels=labels)
+            cells = analysis.cells if table is None else cells_of(*table)
+            card = ModelCard.from_json(find_model().read_text(encoding="utf-8"))
+            size = CropSize(side, pixels)
+            yield Progress("cutting", 0, len(cells))
+            mpp = crop_scale(analysis.appearance, cells, card)
+            crops = crop_cells(analysis.slide.image, cells.centroids, mpp, size)
+            written = write_crops(crops, cells, folder, mpp=side / pixels) if folder else None
+            return Crops(crops, cells, written)
+
+        return work
+
+    def done(self, result: Crops, image: Image) -> str:
+        """Show the crops as a stack."""
+        from ._layers import find_layer
+
+        n = len(result.cells)
+        if not n:
+            return "No white cell was found."
+        features: dict[str, Any] = {KEY: {"role": CROPS, "image": image.unique_id, "cells": result.cells}}
+        layer = find_layer(self.viewer, image, CROPS)
+        if layer is None:
+            selected = set(self.viewer.layers.selection)
+            self.viewer.add_image(result.crops, name=CROPS, rgb=True, metadata=features, visible=False)
+            self.viewer.layers.selection = selected
+        else:
+            layer.data = result.crops
+            layer.metadata.update(features)
+        where = f" and saved in {result.folder}" if result.folder else ""
+        return f"{n} crop{'' if n == 1 else 's'}{where}. Show the layer «crops» and move its slider."
+
+    def _browse(self) -> None:
+        folder = QFileDialog.getExistingDirectory(self, "Save crops in")
+        if folder:
+            self.folder.setText(folder)

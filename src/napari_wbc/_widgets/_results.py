@@ -1,0 +1,182 @@
+"""The differential as a table and a chart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from qtpy.QtCore import Qt
+from qtpy.QtGui import QColor, QIcon, QPixmap
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QHeaderView,
+    QLabel,
+    QScrollArea,
+    QTableWidget,
+    QTableWidgetItem,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_wbc.palette import colour
+
+# Sections of the table with their groups (`napari_wbc.count`).
+SECTIONS = (
+    ("White cells", ("white",)),
+    ("Not in the 100 %", ("erythroblast", "platelet", "unidentified", "other")),
+)
+SHORT_UNITS = {"% of white cells": "%", "% of white cells and unidentified": "%", "per 100 white cells": "/ 100"}
+LIMITS_NOTE = "Exact 95 % limits (Clopper–Pearson)."
+
+
+class Results(QWidget):
+    """Table of the counts, chart with error bars, and the notes of an analysis.
+
+    Parameters
+    ----------
+    theme : str
+        Name of napari's theme, for the chart.
+    """
+
+    def __init__(self, theme: str) -> None:
+        super().__init__()
+        self.theme = theme
+        self.counts: pd.DataFrame | None = None
+        self.table = QTableWidget(0, 4)
+        self.table.setHorizontalHeaderLabels(["Class", "n", "Share", "95 % limits"])
+        self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+        self.table.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)
+        self.table.setFocusPolicy(Qt.FocusPolicy.NoFocus)
+        self.table.setShowGrid(False)
+        self.table.verticalHeader().hide()
+        self.table.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        header = self.table.horizontalHeader()
+        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        header.setStretchLastSection(True)
+        self.notes = QLabel()
+        self.notes.setWordWrap(True)
+        self.notes.setTextFormat(Qt.TextFormat.PlainText)
+        self.canvas: Any = None
+        inside = QWidget()
+        self._column = QVBoxLayout(inside)
+        self._column.setContentsMargins(0, 0, 0, 0)
+        self._column.addWidget(self.table)
+        self._column.addWidget(self.notes)
+        self._column.addStretch()
+        area = QScrollArea()
+        area.setWidgetResizable(True)
+        area.setFrameShape(QScrollArea.Shape.NoFrame)
+        area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
+        area.setWidget(inside)
+        outside = QVBoxLayout(self)
+        outside.setContentsMargins(0, 0, 0, 0)
+        outside.addWidget(area)
+
+    def show_counts(self, counts: pd.DataFrame, notes: Sequence[str]) -> None:
+        """Show a differential (`napari_wbc.count.differential`) and lines of notes."""
+        self.counts = counts
+        self._fill_table(counts)
+        self._draw(counts)
+        self.notes.setText("\n".join([LIMITS_NOTE, *notes]))
+
+    def set_theme(self, theme: str) -> None:
+        """Draw the chart again in another of napari's themes."""
+        self.theme = theme
+        if self.counts is not None:
+            self._draw(self.counts)
+
+    def _fill_table(self, counts: pd.DataFrame) -> None:
+        self.table.setRowCount(0)
+        for title, groups in SECTIONS:
+            rows = counts[counts["group"].isin(groups)]
+            if rows.empty:
+                continue
+            self._add_section(f"{title}: {rows['n'].sum()}")
+            for _, row in rows.iterrows():
+                self._add_row(row)
+        self.table.resizeRowsToContents()
+        height = self.table.horizontalHeader().sizeHint().height() + self.table.verticalHeader().length() + 4
+        self.table.setFixedHeight(height)
+        self.setMinimumWidth(min(self.table.horizontalHeader().length() + 8, 420))
+
+    def _add_section(self, title: str) -> None:
+        row = self.table.rowCount()
+        self.table.insertRow(row)
+        item = QTableWidgetItem(title)
+        font = item.font()
+        font.setBold(True)
+        item.setFont(font)
+        self.table.setItem(row, 0, item)
+        self.table.setSpan(row, 0, 1, 4)
+
+    def _add_row(self, entry: pd.Series) -> None:
+        row = self.table.rowCount()
+        self.table.insertRow(row)
+        swatch = QPixmap(12, 12)
+        swatch.fill(QColor(colour(entry["class"])))
+        self.table.setItem(row, 0, QTableWidgetItem(QIcon(swatch), entry["class"]))
+        for column, text in enumerate([str(entry["n"]), *row_texts(entry)], start=1):
+            item = QTableWidgetItem(text)
+            item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+            item.setToolTip(entry["unit"])
+            self.table.setItem(row, column, item)
+
+    def _draw(self, counts: pd.DataFrame) -> None:
+        if self.canvas is None:
+            # Matplotlib takes a while to import: only when there is something to draw.
+            from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg
+            from matplotlib.figure import Figure
+
+            self.canvas = FigureCanvasQTAgg(Figure(layout="constrained"))
+            self._column.insertWidget(1, self.canvas)
+        white = counts[counts["group"] == "white"]
+        self.canvas.setFixedHeight(70 + 22 * len(white))
+        draw_chart(self.canvas.figure, white, self.theme)
+        self.canvas.draw_idle()
+
+
+def row_texts(entry: pd.Series) -> tuple[str, str]:
+    """Return share and limits of a row of the differential as they are shown; empty where there are none."""
+    if not np.isfinite(entry["value"]) or entry["unit"] == "n":
+        return "", ""
+    unit = SHORT_UNITS.get(entry["unit"], entry["unit"])
+    high = f"{entry['high']:.1f}" if np.isfinite(entry["high"]) else "∞"
+    return f"{entry['value']:.1f} {unit}", f"{entry['low']:.1f} – {high}"
+
+
+def draw_chart(figure: Any, white: pd.DataFrame, theme: str) -> None:
+    """Draw shares of the white cells with their limits as bars.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        Cleared first.
+    white : pandas.DataFrame
+        Rows of the differential in per cent.
+    theme : str
+        Name of napari's theme.
+    """
+    from napari.utils.theme import get_theme
+
+    colours = get_theme(theme)
+    paper, ink = (colour_of.as_hex() for colour_of in (colours.background, colours.text))
+    figure.clear()
+    figure.set_facecolor(paper)
+    axes = figure.add_subplot()
+    axes.set_facecolor(paper)
+    value = white["value"].fillna(0).to_numpy()
+    names = white["class"].tolist()
+    axes.barh(names, value, color=[colour(name) for name in names], height=0.7)
+    if white["value"].notna().any():
+        errors = np.abs(white[["low", "high"]].to_numpy().T - value)
+        axes.errorbar(value, names, xerr=errors, fmt="none", ecolor=ink, elinewidth=1.2, capsize=3)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("% of white cells, 95 % limits", color=ink, fontsize=8)
+    axes.tick_params(colors=ink, labelsize=8)
+    axes.tick_params(axis="y", length=0)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(ink)

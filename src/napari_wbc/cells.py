@@ -1,0 +1,224 @@
+"""The one table that every stage shares: a row a cell, with a checked schema."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+UNIDENTIFIED = "unidentified"
+PROBABILITY_PREFIX = "p_"
+
+
+class Column(NamedTuple):
+    """What one column of a `Cells` table holds."""
+
+    dtype: str
+    unit: str
+    meaning: str
+
+
+COLUMNS: Mapping[str, Column] = {
+    "slide": Column("str", "", "name of the slide or field the cell is in"),
+    "label": Column("int64", "", "the cell's value in the label image"),
+    "centroid-0": Column("float64", "px", "row of the cell's centre, level 0"),
+    "centroid-1": Column("float64", "px", "column of the cell's centre, level 0"),
+    "bbox-0": Column("int64", "px", "first row"),
+    "bbox-1": Column("int64", "px", "first column"),
+    "bbox-2": Column("int64", "px", "one past the last row"),
+    "bbox-3": Column("int64", "px", "one past the last column"),
+    "area": Column("float64", "px²", "area of nucleus and cytoplasm"),
+    "nucleus_area": Column("float64", "px²", "area of the nucleus; NaN where only an outline was given"),
+    "area_um2": Column("float64", "µm²", "area of nucleus and cytoplasm; NaN without a scale"),
+    "nucleus_area_um2": Column("float64", "µm²", "area of the nucleus; NaN without a scale"),
+    "eccentricity": Column("float64", "", "of the ellipse with the same second moments: 0 round, 1 a line"),
+    "solidity": Column("float64", "", "area over the area of the convex hull"),
+    "at_border": Column("bool", "", "the picture cuts the cell"),
+    "mpp": Column("float64", "µm/px", "the scale that was used; NaN where unknown"),
+    "class": Column("str", "", f"class given to the cell; '{UNIDENTIFIED}' below the threshold"),
+    "probability": Column("float64", "", "probability of the likeliest class; NaN before classification"),
+}
+
+
+class CellsError(ValueError):
+    """A table is not a legal `Cells` table."""
+
+
+class Cells:
+    """Cells of one or more slides, with their measurements and classes.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        One row a cell with at least the columns of `COLUMNS`; columns
+        ``p_<class>`` hold the probability of each class in the order of the
+        model's classes. Other columns are kept as they are. The table is
+        copied, its columns are cast to the types of the schema.
+
+    Raises
+    ------
+    CellsError
+        If a column is missing, cannot be cast, or a probability lies outside 0 to 1.
+
+    Notes
+    -----
+    Coordinates are (row, column) in level-0 pixels with scikit-image's names
+    (`skimage.measure.regionprops_table`). A table without rows is legal.
+    """
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        missing = [name for name in COLUMNS if name not in table.columns]
+        if missing:
+            raise CellsError(f"the table of cells lacks the columns {', '.join(missing)}")
+        table = table.reset_index(drop=True).copy()
+        for name, column in COLUMNS.items():
+            table[name] = _cast(table[name], name, column.dtype)
+        for name in _probability_columns(table):
+            table[name] = _cast(table[name], name, "float64")
+        for name in ["probability", *_probability_columns(table)]:
+            if ((table[name] < 0) | (table[name] > 1)).any():
+                raise CellsError(f"column {name} holds values outside 0 to 1")
+        if table.duplicated(["slide", "label"]).any():
+            raise CellsError("two rows have the same slide and label")
+        extra = [name for name in table.columns if name not in COLUMNS]
+        self.table = table[[*COLUMNS, *extra]]
+
+    @classmethod
+    def empty(cls, classes: Sequence[str] = ()) -> Cells:
+        """Return a table without rows, with the columns of `classes`."""
+        data: dict[str, Any] = {name: [] for name in COLUMNS}
+        data.update({PROBABILITY_PREFIX + name: [] for name in classes})
+        return cls(pd.DataFrame(data))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Classes of the model, in its order."""
+        return tuple(name.removeprefix(PROBABILITY_PREFIX) for name in _probability_columns(self.table))
+
+    @property
+    def centroids(self) -> npt.NDArray[np.float64]:
+        """Centres of the cells, (n, 2) rows and columns in level-0 pixels."""
+        return self.table[["centroid-0", "centroid-1"]].to_numpy(dtype=np.float64)
+
+    def with_predictions(
+        self, probabilities: npt.NDArray[np.floating[Any]], classes: Sequence[str], threshold: float
+    ) -> Cells:
+        """Return the cells with a class each.
+
+        Parameters
+        ----------
+        probabilities : (n, k) float array
+            Probability of each class, rows in the order of the table.
+        classes : sequence of str
+            Names of the k classes.
+        threshold : float
+            A cell whose likeliest class is less probable is *unidentified*.
+        """
+        if probabilities.shape != (len(self), len(classes)):
+            raise CellsError(
+                f"{len(self)} cells and {len(classes)} classes need probabilities of that shape, "
+                f"not {probabilities.shape}"
+            )
+        table = self.table.drop(columns=_probability_columns(self.table))
+        # Rounded, so that the table in memory is the table in a text file.
+        probabilities = np.round(probabilities.astype(np.float64), 6)
+        for k, name in enumerate(classes):
+            table[PROBABILITY_PREFIX + name] = probabilities[:, k]
+        if len(self):
+            best = probabilities.argmax(axis=1)
+            top = probabilities.max(axis=1)
+            table["probability"] = top
+            table["class"] = np.where(top >= threshold, np.asarray(classes, dtype=object)[best], UNIDENTIFIED)
+        return Cells(table)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Cells) and self.table.equals(other.table)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<Cells: {len(self)} cells, classes {', '.join(self.classes) or 'none yet'}>"
+
+
+def _probability_columns(table: pd.DataFrame) -> list[str]:
+    return [name for name in map(str, table.columns) if name.startswith(PROBABILITY_PREFIX)]
+
+
+def _cast(values: pd.Series, name: str, dtype: str) -> pd.Series:
+    try:
+        if dtype == "str":
+            return values.astype(object).fillna("").astype(str).astype(object)
+        if dtype == "bool" and values.dtype == object:
+            return values.map({"True": True, "False": False, True: True, False: False}).astype(bool)
+        return values.astype(dtype)
+    except (TypeError, ValueError) as error:
+        raise CellsError(f"column {name} cannot be read as {dtype}: {error}") from error
+
+
+def measure(
+    labels: npt.NDArray[np.integer[Any]],
+    nuclei: npt.NDArray[np.integer[Any]] | None = None,
+    *,
+    slide: str = "",
+    mpp: float = float("nan"),
+) -> Cells:
+    """Measure every labelled cell of a field.
+
+    Parameters
+    ----------
+    labels : (H, W) integer array
+        0 is background; ids may have gaps and any size.
+    nuclei : (H, W) integer array, optional
+        Nuclei with the ids of their cells.
+    slide : str
+        Name written into the table.
+    mpp : float
+        Micrometres per pixel; NaN where unknown.
+
+    Returns
+    -------
+    Cells
+        One row an id, in increasing order, not classified yet.
+    """
+    from skimage.measure import regionprops_table
+
+    ids, compact = np.unique(labels, return_inverse=True)
+    compact = compact.reshape(labels.shape).astype(np.int32)
+    if ids.size and ids[0] < 0:
+        raise CellsError("a label image must not hold negative values")
+    if ids.size and ids[0] != 0:  # no background at all: keep 0 free for it
+        ids, compact = np.concatenate([[0], ids]), compact + 1
+    if ids.size < 2:
+        return Cells.empty()
+    columns = ("centroid", "bbox", "area", "eccentricity", "solidity")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Failed to get convex hull")  # a region of one or two pixels
+        table = pd.DataFrame(regionprops_table(compact, properties=columns))
+    table["solidity"] = table["solidity"].where(np.isfinite(table["solidity"]), 1.0)
+    table["nucleus_area"] = (
+        np.nan if nuclei is None else np.bincount(compact[nuclei > 0], minlength=len(ids))[1:].astype(float)
+    )
+    table["label"] = ids[1:]
+    table["slide"] = slide
+    table["mpp"] = mpp
+    table["area_um2"] = (table["area"] * mpp**2).round(3)
+    table["nucleus_area_um2"] = (table["nucleus_area"] * mpp**2).round(3)
+    height, width = labels.shape
+    table["at_border"] = (
+        (table["bbox-0"] <= 0)
+        | (table["bbox-1"] <= 0)
+        | (table["bbox-2"] >= height)
+        | (table["bbox-3"] >= width)
+    )
+    table["class"] = ""
+    table["probability"] = np.nan
+    rounded = ["centroid-0", "centroid-1", "eccentricity", "solidity"]
+    table[rounded] = table[rounded].round(4)
+    return Cells(table)

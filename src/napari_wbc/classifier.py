@@ -1,0 +1,285 @@
+"""A network with everything that is needed to use it, and nothing that can be executed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .cells import UNIDENTIFIED
+from .crop import CropSize
+from .models import build, find_model, fold_batch_norm
+from .preprocess import apply_steps, check_steps
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+MAX_WEIGHTS_BYTES = 4 * 2**30
+
+
+class ModelError(ValueError):
+    """A model's files cannot be used; the message names the file and says what to do."""
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What must be known to use and to judge a model.
+
+    Parameters
+    ----------
+    name : str
+        The model's name.
+    network : str
+        Name in `napari_wbc.models.NETWORKS`.
+    classes : tuple of str
+        One name an output.
+    crop : CropSize
+        Size of the crops that the network takes.
+    preprocessing : tuple of mappings
+        Steps of `napari_wbc.preprocess`, in order.
+    temperature : float
+        Logits are divided by it before the softmax (calibration).
+    threshold : float
+        Cells less probable than this are *unidentified* unless the user says otherwise.
+    sha256 : str
+        Of the weights file.
+    description, licence, training : str, str, mapping
+        What it is, its licence, and the data, split and command it comes from.
+    results : tuple of mappings
+        Measured results, each with its data and split.
+    """
+
+    name: str
+    network: str
+    classes: tuple[str, ...]
+    crop: CropSize
+    preprocessing: tuple[Mapping[str, Any], ...]
+    temperature: float = 1.0
+    threshold: float = 0.5
+    sha256: str = ""
+    description: str = ""
+    licence: str = ""
+    training: Mapping[str, Any] = field(default_factory=dict)
+    results: tuple[Mapping[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.classes or len(set(self.classes)) != len(self.classes) or UNIDENTIFIED in self.classes:
+            raise ValueError(f"the classes must be different names other than {UNIDENTIFIED!r}")
+        if not (math.isfinite(self.temperature) and self.temperature > 0 and 0 <= self.threshold <= 1):
+            raise ValueError("temperature must be positive and threshold between 0 and 1")
+        check_steps(self.preprocessing)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelCard:
+        """Read a card; ValueError says what is wrong with it."""
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError("a model card is a JSON object")
+        try:
+            data["crop"] = CropSize(**data["crop"])
+            for name in ("classes", "preprocessing", "results"):
+                if not isinstance(data.get(name, []), list):
+                    raise ValueError(f"{name} must be a list")
+                data[name] = tuple(data.get(name, []))
+            if not all(isinstance(name, str) and name for name in data["classes"]):
+                raise ValueError("classes must be names")
+            return cls(**data)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"a field is missing, unknown or of the wrong type ({error})") from error
+
+    def to_json(self) -> str:
+        """Return the card as JSON."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+
+class Classifier:
+    """A network with its card, ready to predict.
+
+    Parameters
+    ----------
+    card : ModelCard
+        What the network takes and gives.
+    network : torch.nn.Module
+        The network in evaluation mode, on its device.
+
+    Examples
+    --------
+    >>> classifier = Classifier.load()
+    >>> probabilities = classifier.predict(crops)  # doctest: +SKIP
+    """
+
+    def __init__(self, card: ModelCard, network: nn.Module) -> None:
+        import torch
+
+        self.card = card
+        self.network = network.eval().to(memory_format=torch.channels_last)
+
+    @classmethod
+    def load(cls, model: str | Path | None = None, *, device: str | None = None) -> Classifier:
+        """Load a model from its card and weights.
+
+        Parameters
+        ----------
+        model : str or pathlib.Path, optional
+            A shipped model's name, a card file or its folder; the default model if not given.
+        device : str, optional
+            ``cpu``, ``cuda`` or ``mps``; the fastest there is if not given.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such model.
+        ModelError
+            If its files are damaged, do not belong together, or are not safetensors.
+        """
+        card_path = find_model(model)
+        try:
+            card = ModelCard.from_json(card_path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ModelError(f"{card_path}: not a valid model card: {error}") from error
+        weights_path = card_path.with_suffix(".safetensors")
+        state = _read_weights(weights_path, card)
+        try:
+            network = build(card.network, len(card.classes))
+            network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(
+                f"{weights_path}: the weights do not fit the card's network {card.network!r} with "
+                f"{len(card.classes)} classes; use the card and the weights of one model "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+        return cls(card, fold_batch_norm(network).to(device or best_device()))
+
+    def predict(
+        self,
+        crops: npt.NDArray[np.uint8],
+        *,
+        batch_size: int = 64,
+        progress: Callable[[int], None] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """Classify crops.
+
+        Parameters
+        ----------
+        crops : (n, S, S, 3) uint8 array
+            Crops of the card's size (`napari_wbc.crop.crop_cells`).
+        batch_size : int
+            Crops at once; halved by itself when memory runs out.
+        progress : callable, optional
+            Called with the number of crops done after each batch.
+
+        Returns
+        -------
+        (n, k) float32 array
+            Calibrated probabilities in the order of the card's classes.
+
+        Raises
+        ------
+        ValueError
+            If the crops are not of the card's size.
+        """
+        size = self.card.crop.pixels
+        if crops.shape[1:] != (size, size, 3) or crops.dtype != np.uint8:
+            raise ValueError(f"the model takes uint8 crops of {size} × {size} × 3, not {crops.dtype} {crops.shape[1:]}")
+        out = np.empty((len(crops), len(self.card.classes)), np.float32)
+        start = 0
+        while start < len(crops):
+            batch = crops[start : start + batch_size]
+            try:
+                out[start : start + len(batch)] = self._probabilities(batch)
+            except RuntimeError as error:
+                if not _out_of_memory(error) or batch_size == 1:
+                    raise
+                batch_size = max(1, min(batch_size, len(batch)) // 2)
+                continue
+            start += len(batch)
+            if progress is not None:
+                progress(start)
+        return out
+
+    def _probabilities(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        import torch
+
+        device = next(self.network.parameters()).device
+        with torch.inference_mode():
+            # NHWC in memory seen as NCHW is exactly channels-last.
+            crops = torch.from_numpy(np.ascontiguousarray(batch)).to(device).permute(0, 3, 1, 2)
+            logits = self.network(apply_steps(crops, self.card.preprocessing, self.card.crop))
+            result: npt.NDArray[np.float32] = (logits / self.card.temperature).softmax(1).cpu().numpy()
+        return result
+
+
+def save_model(path: str | Path, card: ModelCard, state: Mapping[str, torch.Tensor]) -> ModelCard:
+    """Write ``<path>.safetensors`` (half precision) and ``<path>.json``.
+
+    Parameters
+    ----------
+    path : str or pathlib.Path
+        Without a suffix, or with ``.json``.
+    card : ModelCard
+        Its hash is filled in.
+    state : mapping of str to tensor
+        The network's state, before batch norms were folded.
+
+    Returns
+    -------
+    ModelCard
+        The card with the hash of the weights.
+    """
+    import torch
+    from safetensors.torch import save
+
+    path = Path(path).with_suffix(".json")
+    half = {
+        name: tensor.detach().cpu().to(torch.float16).contiguous()
+        for name, tensor in state.items()
+        if not name.endswith("num_batches_tracked")
+    }
+    data = save(half)
+    card = replace(card, sha256=hashlib.sha256(data).hexdigest())
+    path.with_suffix(".safetensors").write_bytes(data)
+    path.write_text(card.to_json(), encoding="utf-8")
+    return card
+
+
+def best_device() -> str:
+    """Return ``cuda``, ``mps`` or ``cpu``: the first that there is."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _read_weights(path: Path, card: ModelCard) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    if not path.is_file():
+        raise ModelError(f"{path}: the weights are missing; put them beside the card")
+    if path.stat().st_size > MAX_WEIGHTS_BYTES:
+        raise ModelError(f"{path}: more than {MAX_WEIGHTS_BYTES >> 30} GiB of weights; not a model of this package")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != card.sha256:
+        raise ModelError(
+            f"{path}: not the weights that the card was written for (its SHA-256 differs), or damaged; "
+            "copy the card and the weights again"
+        )
+    try:
+        return dict(load(data))
+    except (SafetensorError, ValueError) as error:
+        raise ModelError(f"{path}: not a safetensors file ({error}); other formats are not loaded") from error
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "memory" in str(error).lower()

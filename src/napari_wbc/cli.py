@@ -1,0 +1,266 @@
+"""The command line: ``napari-wbc annotate slides/ -o results``."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .console import USAGE, Run, bar, load_classifier, print_differential, print_table, say, stop, told
+from .inputs import Input, printable
+
+_CODES = "Exit codes: 0 all went well, 1 everything failed, 2 wrong usage, 3 some files failed (the others are done)."
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Find, classify and count white blood cells in stained smears. Research use only.",
+    epilog=_CODES,
+)
+
+
+def _scale(value: float | None) -> float | None:
+    from .single import PLAUSIBLE_MPP
+
+    low, high = PLAUSIBLE_MPP
+    if value is not None and not low <= value <= high:
+        raise typer.BadParameter(f"{value:g} is not between {low:g} and {high:g} µm per pixel")
+    return value
+
+
+def _share(value: float | None) -> float | None:
+    if value is not None and not 0 <= value <= 1:
+        raise typer.BadParameter(f"{value:g} is not between 0 and 1")
+    return value
+
+
+Images = Annotated[list[str], typer.Argument(help="Files, folders (with all in them) and patterns such as '*.png'.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.", show_default=False)]
+Model = Annotated[str | None, typer.Option(help="Name, card or folder of a model; the default model if not given.")]
+Mpp = Annotated[
+    float | None,
+    typer.Option(callback=_scale, help="Micrometres per pixel; measured from the red cells if not given."),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(callback=_share, help="Cells less probable are unidentified; the model's own if not given."),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest if not given.")]
+Megapixels = Annotated[float, typer.Option(min=0.0, help="Larger pictures are refused.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a console of Windows that knows no µ must not end the run
+            stream.reconfigure(errors="replace")
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from .record import versions
+
+        say(f"napari-wbc {versions()['napari-wbc']}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version.")] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog=_CODES)
+def annotate(
+    images: Images,
+    output: Output,
+    model: Model = None,
+    mpp: Mpp = None,
+    threshold: Threshold = None,
+    device: Device = None,
+    max_megapixels: Megapixels = 250.0,
+) -> None:
+    """Find, classify and count the white cells of pictures.
+
+    Each picture gets a folder with its cells (CSV, Parquet, GeoJSON for QuPath), labels and an
+    annotated picture. differential.csv counts each picture and all together; run.json says how.
+    """
+    from .export import write_results
+    from .record import Settings, count_run
+
+    run = Run("annotate", images, Settings(mpp, threshold, max_megapixels))
+    classifier = load_classifier(model, device)
+    run.work(classifier, lambda item, analysis: write_results(analysis, output / item.folder), output)
+    with told():
+        if run.done:
+            blocks, pooled = count_run(run.done)
+            run.keep(output, classifier.card, blocks)
+            print_differential(pooled, len(run.done))
+        else:
+            run.keep(output, classifier.card, None)
+    run.end(f"Results in {output}")
+
+
+@app.command(epilog=_CODES)
+def segment(images: Images, output: Output, mpp: Mpp = None, max_megapixels: Megapixels = 250.0) -> None:
+    """Find and measure the white cells of pictures, without classes: labels.tif and cells.csv for each."""
+    from .export import write_results
+    from .record import Settings
+
+    run = Run("segment", images, Settings(mpp, None, max_megapixels))
+    files = ("cells.csv", "labels.tif")
+    run.work(None, lambda item, analysis: write_results(analysis, output / item.folder, files=files), output)
+    with told():
+        run.keep(output, None, None)
+    say(f"{sum(len(outcome.cells or ()) for outcome in run.done)} cells in {len(run.done)} pictures")
+    run.end(f"Results in {output}")
+
+
+@app.command(epilog=_CODES)
+def crop(
+    images: Images,
+    output: Output,
+    side_um: Annotated[float | None, typer.Option(help="Side of a crop, µm; the model's own if not given.")] = None,
+    pixels: Annotated[int | None, typer.Option(min=1, max=4096, help="Side of a crop, pixels; likewise.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model that sorts the crops; 'none' leaves them unsorted.")] = None,
+    mpp: Mpp = None,
+    threshold: Threshold = None,
+    device: Device = None,
+    max_megapixels: Megapixels = 250.0,
+) -> None:
+    """Cut out the white cells of pictures, all at one scale, into a folder for each class (ImageFolder)."""
+    from .classifier import ModelCard
+    from .crop import CropSize, crop_cells
+    from .export import write_crops
+    from .models import find_model
+    from .pipeline import Analysis, crop_scale
+    from .record import Settings, pool
+
+    run = Run("crop", images, Settings(mpp, threshold, max_megapixels))
+    classifier = None if model == "none" else load_classifier(model, device)
+    card = classifier.card if classifier else ModelCard.from_json(find_model().read_text(encoding="utf-8"))
+    try:
+        size = CropSize(side_um if side_um is not None else card.crop.side_um, pixels or card.crop.pixels)
+    except ValueError as error:
+        stop(str(error), USAGE)
+    crops: list[Any] = []
+
+    def cut(_: Input, analysis: Analysis) -> None:
+        scale = crop_scale(analysis.appearance, analysis.cells, card)
+        crops.extend(crop_cells(analysis.slide.image, analysis.cells.centroids, scale, size))
+
+    run.work(classifier, cut, output)
+    if run.done:
+        with told():
+            write_crops(crops, pool(run.done), output, mpp=size.side_um / size.pixels)
+    run.end(f"{len(crops)} crops in {output}")
+
+
+@app.command(epilog=_CODES)
+def classify(
+    crops: Images,
+    output: Annotated[Path, typer.Option("--output", "-o", help="CSV file to write.")] = Path("predictions.csv"),
+    mpp: Mpp = None,
+    model: Model = None,
+    threshold: Threshold = None,
+    device: Device = None,
+) -> None:
+    """Classify pictures of any size that each show one cell in their middle."""
+    import pandas as pd
+
+    from .atomic import check_writable, new_file
+    from .record import Settings
+    from .single import classify_crops
+
+    run = Run("classify", crops, Settings(mpp, threshold))
+    classifier = load_classifier(model, device)
+    with told():
+        check_writable(output.parent)
+    rows: list[dict[str, Any]] = [{"file": item.input.slide, "error": item.error} for item in run.missing]
+    results = classify_crops([item.path for item in run.inputs], classifier, mpp, threshold=threshold)
+    for result in bar(results, run.inputs):
+        row = {"file": printable(result.path), "class": result.name, "probability": result.probability}
+        values = result.probabilities.tolist() or [math.nan] * len(classifier.card.classes)
+        row |= {f"p_{name}": value for name, value in zip(classifier.card.classes, values, strict=True)}
+        rows.append(row | {"mpp": result.mpp, "scale": result.scale, "error": printable(result.error)})
+        if result.error:
+            run.fail(result.path, result.error)
+    with told(), new_file(output) as fresh:
+        pd.DataFrame(rows[len(run.missing) :] + rows[: len(run.missing)]).to_csv(fresh, index=False)
+    done = [row for row in rows if not row["error"]]
+    print_table(["class", "crops"], Counter(row["class"] for row in done).most_common())
+    run.notes = Counter(f"scale {row['scale']}" for row in done)
+    run.end(f"{len(done)} predictions in {output}", len(done))
+
+
+@app.command()
+def samples(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Copy the pictures into this folder.")] = None,
+) -> None:
+    """List the pictures that come with the package, or copy them."""
+    from ._sample_data import samples as bundled
+    from .atomic import new_file
+
+    found = bundled()
+    print_table(["picture", "shows", "licence"], [(s.path.name, s.title, s.licence) for s in found])
+    if output is None:
+        return
+    with told():
+        for sample in found:
+            with new_file(output / sample.path.name) as fresh:
+                fresh.write_bytes(sample.path.read_bytes())
+        with new_file(output / "LICENCES.txt") as fresh:
+            lines = (f"{s.path.name}\n    {s.source}\n    Licence: {s.licence}\n" for s in found)
+            fresh.write_text("\n".join(lines), encoding="utf-8")
+    say(f"{len(found)} pictures in {output}")
+
+
+@app.command()
+def models() -> None:
+    """List the models that come with the package, with what was measured of them."""
+    from .classifier import ModelCard
+    from .models import DEFAULT_MODEL, available_models
+
+    for name, path in available_models().items():
+        card = ModelCard.from_json(path.read_text(encoding="utf-8"))
+        default = " (default)" if name == DEFAULT_MODEL else ""
+        say(f"{name}{default}: {card.network}, licence {card.licence or 'not given'}")
+        if card.description:
+            say(f"  {card.description}")
+        say(f"  classes: {', '.join(card.classes)}")
+        say(f"  crops: {card.crop.side_um:g} µm, {card.crop.pixels} pixels; threshold {card.threshold:g}")
+        for result in card.results:
+            say(f"  measured: {', '.join(f'{key} {value}' for key, value in result.items())}")
+
+
+@app.command()
+def info() -> None:
+    """Print what a report of a fault should say: versions, device, threads, models."""
+    import platform
+
+    import torch
+
+    from .classifier import best_device
+    from .models import DEFAULT_MODEL, find_model
+    from .record import versions
+
+    device = best_device()
+    facts = versions() | {
+        "system": platform.platform(),
+        "device": f"{device} ({torch.cuda.get_device_name()})" if device == "cuda" else device,
+        "threads": str(torch.get_num_threads()),
+        "package": str(Path(__file__).parent),
+        "default model": f"{DEFAULT_MODEL} ({find_model().parent})",
+        "cache": "none: models come with the package, nothing is downloaded",
+    }
+    for name, value in facts.items():
+        say(f"{name}: {value}")

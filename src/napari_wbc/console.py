@@ -1,0 +1,221 @@
+"""What the commands share: a run over files with its bar, its failures and its exit code."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from .inputs import Input, find_images, name_inputs, printable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .classifier import Classifier, ModelCard
+    from .pipeline import Analysis
+    from .record import Outcome, Settings
+
+ALL_FAILED, USAGE, SOME_FAILED, STOPPED = 1, 2, 3, 130
+T = TypeVar("T")
+
+
+class Run:
+    """A command's work on many files.
+
+    Parameters
+    ----------
+    command : str
+        Its name.
+    arguments : sequence of str
+        Files, folders and patterns.
+    settings : Settings
+        What the user chose.
+
+    Raises
+    ------
+    typer.Exit
+        With code 2 if no picture is meant.
+    """
+
+    def __init__(self, command: str, arguments: Sequence[str], settings: Settings) -> None:
+        from .record import Outcome, now
+
+        self.command, self.settings = command, settings
+        found, missing = find_images(arguments)
+        self.inputs = name_inputs(found)
+        self.outcomes: list[Outcome] = []
+        self.failures: list[str] = []
+        self.notes: Counter[str] = Counter()
+        self.stopped = False
+        if not found:
+            for path, reason in missing:
+                say(f"{path}: {reason}", error=True)
+            stop("No pictures found; give picture files, folders with pictures or patterns.", USAGE)
+        self.missing = [Outcome(Input(path, printable(path), ""), error=reason) for path, reason in missing]
+        for path, reason in missing:
+            self.fail(path, reason)
+        self.started, self.start = now(), 0.0
+
+    @property
+    def done(self) -> list[Outcome]:
+        """What succeeded."""
+        return [outcome for outcome in self.outcomes if outcome.cells is not None]
+
+    def fail(self, path: Path, reason: str) -> None:
+        """Report a file that failed."""
+        self.failures.append(printable(path))
+        say(f"Failed: {path}: {reason}", error=True)
+
+    def work(
+        self, classifier: Classifier | None, write: Callable[[Input, Analysis], Any], output: Path
+    ) -> None:
+        """Analyse the pictures; what `write` keeps of each goes into the folder `output`."""
+        from .atomic import check_writable
+        from .record import analyse_files
+
+        with told():
+            check_writable(output)
+        for name in ("matplotlib", "pyarrow.parquet", "scipy.stats", "skimage.measure", "tifffile"):
+            import_module(name)
+        self.start = time.perf_counter()  # without the time to import and to load
+        try:
+            for outcome in bar(analyse_files(self.inputs, classifier, self.settings, write), self.inputs):
+                self.outcomes.append(outcome)
+                self.notes.update(outcome.notes)
+                if outcome.error:
+                    self.fail(outcome.input.path, outcome.error)
+        except KeyboardInterrupt:
+            # What is finished is worth keeping.
+            self.stopped = True
+
+    def keep(self, output: Path, card: ModelCard | None, counts: pd.DataFrame | None) -> None:
+        """Write ``differential.csv`` and ``run.json``."""
+        from .atomic import new_file
+        from .record import write_record
+
+        if counts is None:
+            # Counts of an earlier run are not counts of this one.
+            with suppress(OSError):
+                (output / "differential.csv").unlink()
+        else:
+            with new_file(output / "differential.csv") as fresh:
+                counts.to_csv(fresh, index=False)
+        seconds = time.perf_counter() - self.start
+        outcomes = [*self.outcomes, *self.missing]
+        write_record(output / "run.json", self.command, self.started, seconds, outcomes, card, self.settings)
+
+    def end(self, result: str, n_done: int | None = None) -> NoReturn:
+        """Say how it went and leave with the exit code that says the same."""
+        n_done = len(self.done) if n_done is None else n_done
+        for note, n in self.notes.items():
+            say(f"Note: {note} ({n} of {len(self.inputs)})")
+        if self.failures:
+            say(f"{len(self.failures)} failed: {', '.join(self.failures[:10])}{' …' if self.failures[10:] else ''}")
+        if n_done:
+            say(result)
+        say("Research use only.")
+        if self.stopped:
+            stop(f"Stopped: {n_done} of {len(self.inputs)} are done.", STOPPED)
+        if self.failures:
+            raise typer.Exit(SOME_FAILED if n_done else ALL_FAILED)
+        raise typer.Exit
+
+
+def load_classifier(model: str | None, device: str | None) -> Classifier:
+    """Load a model, or leave with a message."""
+    from .classifier import Classifier, ModelError
+
+    try:
+        return Classifier.load(model, device=device)
+    except FileNotFoundError as error:
+        stop(str(error), USAGE)
+    except ModelError as error:
+        stop(str(error), ALL_FAILED)
+    except (RuntimeError, AssertionError) as error:  # torch has no such device
+        stop(f"device {device}: cannot be used ({str(error).splitlines()[0]}); leave --device out", USAGE)
+
+
+def bar(results: Iterable[T], inputs: Sequence[Input]) -> Iterator[T]:
+    """Pass results on and show on standard error which file is being worked on."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    name = TextColumn("{task.fields[name]}", markup=False)
+    columns = (MofNCompleteColumn(" of "), BarColumn(), TimeRemainingColumn(), name)
+    names = [*(printable(item.path) for item in inputs), ""]
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=len(inputs), name=names[0])
+        for k, result in enumerate(results, start=1):
+            progress.update(task, completed=k, name=names[k])
+            yield result
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Turn an `ExportError` into a message and exit code 1."""
+    from .atomic import ExportError
+
+    try:
+        yield
+    except ExportError as error:
+        stop(str(error), ALL_FAILED)
+
+
+def say(text: str, *, error: bool = False) -> None:
+    """Print a line as it is: names of files are no markup, and paths are not broken."""
+    console = Console(stderr=error)
+    style = "red" if error else None
+    console.print(printable(text), style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def stop(text: str, code: int) -> NoReturn:
+    """Print what is wrong and leave."""
+    say(text, error=True)
+    raise typer.Exit(code)
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
+    """Print a table; columns after the first with numbers are set flush right."""
+    from rich.table import Table
+
+    rows = [[printable(str(value)) for value in row] for row in rows]
+    table = Table(title=title or None, title_justify="left")
+    for k, head in enumerate(heads):
+        numbers = all(row[k][:1].isdigit() or not row[k] for row in rows)
+        table.add_column(head, justify="right" if numbers and rows else "left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console().print(table, highlight=False)
+
+
+def print_differential(counts: pd.DataFrame, n_pictures: int) -> None:
+    """Print pooled counts: white cells, then apart from them what is not counted among them."""
+    rows = counts.to_dict("records")
+    white = [row for row in rows if row["group"] == "white"]
+    total = sum(row["n"] for row in white)
+    print_table(
+        ["class", "n", "%", "95 % limits"],
+        [(row["class"], row["n"], _number(row["value"]), _limits(row)) for row in white],
+        f"{total} white cell{'s' if total != 1 else ''} in {n_pictures} picture{'s' if n_pictures != 1 else ''}",
+    )
+    say("% of white cells with a class; exact 95 % limits (Clopper–Pearson)")
+    for row in rows:
+        if row["group"] != "white":
+            share = f" ({_number(row['value'])} {row['unit']}, 95 % limits {_limits(row)})"
+            say(f"{row['class']}: {row['n']}{share if _limits(row) else ''}")
+
+
+def _number(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.1f}"
+
+
+def _limits(row: Any) -> str:
+    return "" if math.isnan(row["low"]) else f"{row['low']:.1f} – {row['high']:.1f}"

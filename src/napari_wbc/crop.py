@@ -1,0 +1,96 @@
+"""Square crops around cells, all at one physical scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class CropSize:
+    """What every crop shows.
+
+    Parameters
+    ----------
+    side_um : float
+        Side of the square, µm.
+    pixels : int
+        Side of the square, pixels.
+    """
+
+    side_um: float
+    pixels: int
+
+    def __post_init__(self) -> None:
+        if not (0 < self.side_um < 1000 and 0 < self.pixels <= 4096):
+            raise ValueError(f"a crop of {self.side_um} µm and {self.pixels} px makes no sense")
+
+
+def crop_cells(
+    image: npt.NDArray[np.uint8], centroids: npt.NDArray[np.floating], mpp: float, size: CropSize
+) -> npt.NDArray[np.uint8]:
+    """Cut a square around each point and resample it to one physical scale.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8 array
+        The field.
+    centroids : (n, 2) float array
+        Rows and columns of the centres, pixels.
+    mpp : float
+        Micrometres per pixel of the field.
+    size : CropSize
+        Side of the crops in µm and pixels.
+
+    Returns
+    -------
+    (n, pixels, pixels, 3) uint8 array
+        Resampled with an antialiasing bicubic filter. What lies outside the
+        picture is filled with the colour of the background.
+
+    Raises
+    ------
+    ValueError
+        If `mpp` is not a positive number.
+
+    Notes
+    -----
+    A mirrored border would show a cut cell a second time; the network then
+    sees two cells. Background is what a smear mostly shows around a cell.
+    """
+    from PIL import Image
+
+    if not (np.isfinite(mpp) and mpp > 0):
+        raise ValueError(f"crops need the scale of the picture in µm per pixel, not {mpp}; give --mpp")
+    crops = np.empty((len(centroids), size.pixels, size.pixels, 3), np.uint8)
+    fill = background_colour(image) if len(centroids) else np.zeros(3, np.uint8)
+    side = size.side_um / mpp
+    height, width = image.shape[:2]
+    for k, (row, column) in enumerate(centroids):
+        # skimage's centroids count pixel centres from 0; the box counts pixel edges.
+        top, left = row + 0.5 - side / 2, column + 0.5 - side / 2
+        # A margin gives the resampling filter its neighbours.
+        margin = 3 * max(1.0, side / size.pixels)
+        y0, x0 = int(np.floor(top - margin)), int(np.floor(left - margin))
+        y1, x1 = int(np.ceil(top + side + margin)), int(np.ceil(left + side + margin))
+        region = image[max(0, y0) : min(height, y1), max(0, x0) : min(width, x1)]
+        if region.shape[:2] != (y1 - y0, x1 - x0):
+            padded = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
+            padded[:] = fill
+            padded[max(0, -y0) : max(0, -y0) + region.shape[0], max(0, -x0) : max(0, -x0) + region.shape[1]] = region
+            region = padded
+        box = (left - x0, top - y0, left - x0 + side, top - y0 + side)
+        crops[k] = Image.fromarray(region).resize(
+            (size.pixels, size.pixels), Image.Resampling.BICUBIC, box=box
+        )
+    return crops
+
+
+def background_colour(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the colour of the empty background: the median of the brightest fifth, (3,) uint8."""
+    step = max(1, int(np.sqrt(image.shape[0] * image.shape[1] / 40_000)))
+    pixels = image[::step, ::step].reshape(-1, 3)
+    brightness = pixels.mean(axis=1)
+    return np.asarray(np.median(pixels[brightness >= np.quantile(brightness, 0.8)], axis=0).astype(np.uint8))

@@ -1,0 +1,139 @@
+"""Which pictures a command line means, and what their results are called."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .atomic import safe_name
+from .slide import IMAGE_SUFFIXES
+
+# Written by a run into its folder, so no picture's folder may be called so.
+RUN_FILES = ("run.json", "differential.csv")
+
+
+@dataclass(frozen=True)
+class Input:
+    """A picture to work on.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file.
+    slide : str
+        Its name in tables, different for every picture of a run.
+    folder : str
+        The name of its folder of results, different for every picture of a run.
+    """
+
+    path: Path
+    slide: str
+    folder: str
+
+
+def find_images(arguments: Iterable[str | Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Return the pictures that are meant.
+
+    Parameters
+    ----------
+    arguments : iterable of str or pathlib.Path
+        Files, folders (searched with all folders in them) and patterns such
+        as ``slides/*.png`` or ``**/*.tif``.
+
+    Returns
+    -------
+    images : list of pathlib.Path
+        In the order of the arguments, sorted within each; no file twice.
+        Results of an earlier run that lie in a folder are left out.
+    missing : list of (pathlib.Path, str)
+        Arguments that mean no picture, each with the reason.
+    """
+    images: dict[Path, Path] = {}
+    missing = []
+    for argument in map(Path, arguments):
+        found, reason = _expand(argument)
+        if not found:
+            missing.append((argument, reason))
+        for path in found:
+            images.setdefault(path.resolve(), path)
+    return list(images.values()), missing
+
+
+def _expand(path: Path) -> tuple[list[Path], str]:
+    if path.is_file():
+        return [path], ""
+    if path.is_dir():
+        return _within(path), f"the folder holds no picture ({', '.join(IMAGE_SUFFIXES)})"
+    if glob.has_magic(str(path)):
+        matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - relative and absolute
+        found = [file for match in matches for file in (_within(match) if match.is_dir() else [match])]
+        return [file for file in found if _is_image(file)], "no picture matches the pattern"
+    return [], "no such file or folder; check the spelling"
+
+
+def _within(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if _is_image(path))
+
+
+def _is_image(path: Path) -> bool:
+    if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or not path.is_file():
+        return False
+    ours = path.name in ("labels.tif", "annotated.png") and (path.parent / "cells.csv").is_file()
+    return not ours and not path.parent.name.endswith(".partial")
+
+
+def name_inputs(images: Iterable[Path]) -> list[Input]:
+    """Give every picture a name and a folder that no other has.
+
+    Parameters
+    ----------
+    images : iterable of pathlib.Path
+        Different files.
+
+    Returns
+    -------
+    list of Input
+        A folder is called by the picture's stem. Where stems collide it is
+        called by the path from the folder that all pictures share, and
+        where these collide too the suffix is kept.
+    """
+    images = list(images)
+    if not images:
+        return []
+    absolute = [path.absolute() for path in images]
+    try:
+        root = Path(os.path.commonpath([path.parent for path in absolute]))
+    except ValueError:  # several drives of Windows
+        root = Path()
+    relative = [Path(*path.relative_to(root).parts) if path.is_relative_to(root) else path for path in absolute]
+    stems = Counter(safe_name(path.stem).casefold() for path in images)
+    names = Counter(path.name for path in images)
+    longer = Counter(_joined(path.with_suffix("")).casefold() for path in relative)
+    taken = set(RUN_FILES)
+    inputs = []
+    for path, short in zip(images, relative, strict=True):
+        folder = safe_name(path.stem)
+        if stems[folder.casefold()] > 1:
+            folder = _joined(short.with_suffix(""))
+            if longer[folder.casefold()] > 1:
+                folder = _joined(short)
+        base, n = folder, 1
+        while folder.casefold() in taken:
+            n += 1
+            folder = f"{base}_{n}"
+        taken.add(folder.casefold())
+        inputs.append(Input(path, printable(path.name if names[path.name] == 1 else short.as_posix()), folder))
+    return inputs
+
+
+def _joined(path: Path) -> str:
+    return safe_name("_".join(part for part in path.parts if part not in (path.anchor, "..")))
+
+
+def printable(text: str | Path) -> str:
+    """Replace what a terminal would obey and a text file cannot hold."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in str(text))

@@ -1,0 +1,247 @@
+"""The one way from a picture to a classified, counted table of cells.
+
+The dock, the command line and the Python API all drain `analyse`; the
+number on the screen is the number in the file because it is the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .cells import Cells, measure
+from .crop import crop_cells
+from .segment import Appearance, SegmentParameters, appearance, segment
+from .slide import ImageError, Slide
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .classifier import Classifier, ModelCard
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an analysis is.
+
+    Parameters
+    ----------
+    stage : str
+        What is being done, to be shown.
+    done, total : int
+        Cells done and cells to do; 0 of 0 until they are counted.
+    """
+
+    stage: str
+    done: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """A field with its cells.
+
+    Parameters
+    ----------
+    slide : Slide
+        What was analysed.
+    cells : Cells
+        A row a cell.
+    labels : (H, W) integer array
+        The cells' ids, 0 for background.
+    appearance : Appearance
+        What was measured of light, stain and scale.
+    card : ModelCard or None
+        The model that gave the classes; None if cells were only segmented.
+    threshold : float
+        Cells less probable are unidentified.
+    notes : tuple of str
+        What the user should know: conversions, a scale that was assumed.
+    """
+
+    slide: Slide
+    cells: Cells
+    labels: npt.NDArray[np.integer[Any]] = field(repr=False)
+    appearance: Appearance
+    card: ModelCard | None
+    threshold: float
+    notes: tuple[str, ...]
+
+    @property
+    def differential(self) -> pd.DataFrame:
+        """The field's counts (`napari_wbc.count.differential`)."""
+        from .count import differential
+
+        return differential(self.cells, self.slide.name)
+
+
+def analyse(
+    slide: Slide,
+    classifier: Classifier | None = None,
+    *,
+    parameters: SegmentParameters | None = None,
+    labels: npt.NDArray[np.integer[Any]] | None = None,
+    threshold: float | None = None,
+) -> Generator[Progress, None, Analysis]:
+    """Segment, measure, crop and classify the white cells of a field.
+
+    Parameters
+    ----------
+    slide : Slide
+        The field. Its `mpp`, or that of the parameters, overrides the scale
+        that is measured from the red cells.
+    classifier : Classifier, optional
+        Without one, cells are segmented and measured only.
+    parameters : SegmentParameters, optional
+        How to segment.
+    labels : (H, W) integer array, optional
+        Regions to classify in place of a segmentation of our own.
+    threshold : float, optional
+        Cells whose likeliest class is less probable are *unidentified*; the
+        card's threshold if not given.
+
+    Yields
+    ------
+    Progress
+        Closing the generator cancels.
+
+    Returns
+    -------
+    Analysis
+
+    Raises
+    ------
+    ImageError
+        If `labels` do not fit the picture.
+    """
+    from dataclasses import replace
+
+    parameters = parameters or SegmentParameters()
+    if parameters.mpp is None and slide.mpp is not None:
+        parameters = replace(parameters, mpp=slide.mpp)
+    yield Progress("measuring light and scale")
+    look = appearance(slide.image, parameters)
+    nuclei = None
+    if labels is None:
+        yield Progress("finding white cells")
+        found = segment(slide.image, parameters, look)
+        labels, nuclei, look = found.labels, found.nuclei, found.appearance
+    else:
+        labels = check_labels(labels, slide.image.shape[:2])
+    cells = measure(labels, nuclei, slide=slide.name, mpp=look.mpp)
+    yield Progress("finding white cells", 0, len(cells))
+    notes = [*slide.notes, *_scale_notes(look, len(cells))]
+    if classifier is None:
+        return Analysis(slide, cells, labels, look, None, 0.0, tuple(notes))
+    card = classifier.card
+    threshold = card.threshold if threshold is None else threshold
+    probabilities = np.empty((len(cells), len(card.classes)), np.float32)
+    for start in range(0, len(cells), BATCH):
+        part = slice(start, start + BATCH)
+        crops = crop_cells(slide.image, cells.centroids[part], crop_scale(look, cells, card), card.crop)
+        probabilities[part] = classifier.predict(crops)
+        yield Progress("classifying", min(start + BATCH, len(cells)), len(cells))
+    cells = cells.with_predictions(probabilities, card.classes, threshold)
+    return Analysis(slide, cells, labels, look, card, threshold, tuple(notes))
+
+
+def run(progress: Generator[Progress, None, Analysis]) -> Analysis:
+    """Drain an analysis and return its result."""
+    while True:
+        try:
+            next(progress)
+        except StopIteration as stop:
+            result: Analysis = stop.value
+            return result
+
+
+def annotate(
+    image: str | Path | Slide | npt.ArrayLike,
+    *,
+    model: str | Path | Classifier | None = None,
+    mpp: float | None = None,
+    threshold: float | None = None,
+    labels: npt.NDArray[np.integer[Any]] | None = None,
+) -> Cells:
+    """Find and classify the white cells of a picture.
+
+    Parameters
+    ----------
+    image : path, Slide or (H, W, 3) array
+        The field.
+    model : str, pathlib.Path or Classifier, optional
+        The default model if not given.
+    mpp : float, optional
+        Micrometres per pixel; measured from the red cells if not given.
+    threshold : float, optional
+        Below it a cell is *unidentified*; the model's own if not given.
+    labels : (H, W) integer array, optional
+        Regions to classify in place of a segmentation.
+
+    Returns
+    -------
+    Cells
+
+    Examples
+    --------
+    >>> import napari_wbc
+    >>> cells = napari_wbc.annotate(napari_wbc.samples()[0].path)
+    >>> cells.table["class"].tolist()
+    ['neutrophil']
+    """
+    from .classifier import Classifier
+
+    if isinstance(image, str | Path):
+        image = Slide.open(image)
+    elif not isinstance(image, Slide):
+        image = Slide.from_array(image)
+    classifier = model if isinstance(model, Classifier) else Classifier.load(model)
+    parameters = SegmentParameters(mpp=mpp)
+    return run(analyse(image, classifier, parameters=parameters, labels=labels, threshold=threshold)).cells
+
+
+def check_labels(
+    labels: npt.NDArray[Any], shape: tuple[int, ...]
+) -> npt.NDArray[np.integer[Any]]:
+    """Return labels that fit a picture of this shape, or raise ImageError."""
+    labels = np.asarray(labels)
+    if labels.shape != tuple(shape):
+        raise ImageError(
+            f"the labels have shape {labels.shape} and the picture {tuple(shape)}; choose the labels that were "
+            "drawn on this picture"
+        )
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ImageError(f"labels must be whole numbers, not {labels.dtype}")
+    if labels.size and labels.min() < 0:
+        raise ImageError("labels must not be negative")
+    return labels
+
+
+def crop_scale(look: Appearance, cells: Cells, card: ModelCard) -> float:
+    """Return the µm per pixel to crop with; where it is unknown the cells themselves are the ruler.
+
+    A white cell is then taken to fill the share of the crop that it fills
+    in a picture of known scale: 13 µm for the median cell.
+    """
+    if np.isfinite(look.mpp):
+        return float(look.mpp)
+    diameter = 2 * np.sqrt(cells.table["area"].median() / np.pi)
+    return float(ASSUMED_CELL_UM / max(diameter, 1.0))
+
+
+ASSUMED_CELL_UM = 13.0
+
+
+def _scale_notes(look: Appearance, n: int) -> list[str]:
+    if look.mpp_source == "given" or look.mpp_source == "red cells":
+        return []
+    if look.mpp_source == "white cells":
+        return ["too few red cells to measure the scale: it was taken from the white cells; give µm per pixel"]
+    return ["the scale is unknown: cells were taken to be 13 µm wide; give µm per pixel"] if n else []

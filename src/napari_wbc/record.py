@@ -1,0 +1,220 @@
+"""What a run over many pictures did: each picture's outcome, and all of it as ``run.json``."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .atomic import new_file
+from .inputs import Input, printable
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .cells import Cells
+    from .classifier import Classifier, ModelCard
+    from .pipeline import Analysis
+
+FORMAT = "napari-wbc run"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a picture, without its pixels: a run may hold thousands.
+
+    Parameters
+    ----------
+    input : Input
+        The picture.
+    cells : Cells or None
+        Its cells; None after a failure.
+    threshold, mpp, mpp_source, notes
+        As in `napari_wbc.pipeline.Analysis` and its `appearance`.
+    sha256 : str or None
+        Of the file.
+    error : str
+        What went wrong and what to do; empty if nothing did.
+    seconds : float
+        Time taken.
+    """
+
+    input: Input
+    cells: Cells | None = None
+    threshold: float = 0.0
+    mpp: float = math.nan
+    mpp_source: str = ""
+    notes: tuple[str, ...] = ()
+    sha256: str | None = None
+    error: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose for a run.
+
+    Parameters
+    ----------
+    mpp, threshold : float or None
+        As in `napari_wbc.pipeline.annotate`.
+    max_megapixels : float
+        As in `napari_wbc.slide.Slide.open`.
+    """
+
+    mpp: float | None = None
+    threshold: float | None = None
+    max_megapixels: float = 250.0
+
+
+def analyse_files(
+    inputs: Iterable[Input],
+    classifier: Classifier | None,
+    settings: Settings,
+    write: Callable[[Input, Analysis], Any],
+) -> Iterator[Outcome]:
+    """Analyse pictures one after the other; one that fails does not stop the others.
+
+    Parameters
+    ----------
+    inputs : iterable of Input
+        The pictures.
+    classifier : Classifier or None
+        None segments only.
+    settings : Settings
+        For all pictures.
+    write : callable
+        Called with each picture and its analysis, to keep what shall be kept.
+
+    Yields
+    ------
+    Outcome
+        One a picture, in order.
+    """
+    from .pipeline import analyse, run
+    from .segment import SegmentParameters
+    from .slide import Slide
+
+    def outcome(item: Input) -> Outcome:
+        slide = Slide.open(item.path, mpp=settings.mpp, max_megapixels=settings.max_megapixels)
+        slide = replace(slide, name=item.slide)
+        parameters = SegmentParameters(mpp=settings.mpp)
+        found = run(analyse(slide, classifier, parameters=parameters, threshold=settings.threshold))
+        write(item, found)
+        look = found.appearance
+        return Outcome(item, found.cells, found.threshold, look.mpp, look.mpp_source, found.notes, slide.sha256())
+
+    for item in inputs:
+        start = time.perf_counter()
+        try:
+            result = outcome(item)
+        except MemoryError:
+            result = Outcome(item, error="not enough memory; close other programs or cut the picture into fields")
+        except (ValueError, OSError) as error:
+            result = Outcome(item, error=str(error).removeprefix(f"{item.path}: "))
+        # A picture that trips over a bug must not cost the results of the others.
+        except Exception as error:  # noqa: BLE001
+            result = Outcome(item, error=f"unexpected {type(error).__name__}: {error}; please report it")
+        yield replace(result, seconds=time.perf_counter() - start)
+
+
+def write_record(
+    path: Path,
+    command: str,
+    started: datetime,
+    seconds: float,
+    outcomes: Sequence[Outcome],
+    card: ModelCard | None,
+    settings: Settings,
+) -> None:
+    """Write ``run.json``: versions, model, parameters, and what became of each picture."""
+    from .segment import SegmentParameters
+
+    threshold = next((outcome.threshold for outcome in outcomes if outcome.cells is not None), None)
+    record = {
+        "format": FORMAT,
+        "command": command,
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(seconds, 3),
+        "versions": versions(),
+        "model": {"name": card.name, "sha256": card.sha256} if card else None,
+        "threshold": threshold if card else None,
+        "parameters": {**asdict(settings), "segmentation": asdict(SegmentParameters(mpp=settings.mpp))},
+        "inputs": [_entry(outcome) for outcome in outcomes],
+    }
+    with new_file(path) as fresh:
+        fresh.write_text(json.dumps(record, indent=2, ensure_ascii=True, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _entry(outcome: Outcome) -> dict[str, Any]:
+    entry: dict[str, Any] = {
+        "path": str(outcome.input.path.absolute()),
+        "sha256": outcome.sha256,
+        "slide": outcome.input.slide,
+        "result": outcome.input.folder,
+        "state": "ok",
+        "error": None,
+        "seconds": round(outcome.seconds, 3),
+    }
+    if outcome.cells is None:
+        return entry | {"result": None, "state": "failed", "error": printable(outcome.error)}
+    return entry | {
+        "cells": len(outcome.cells),
+        "mpp": outcome.mpp if math.isfinite(outcome.mpp) else None,
+        "mpp_source": outcome.mpp_source,
+        "notes": list(outcome.notes),
+    }
+
+
+def count_run(outcomes: Sequence[Outcome]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Count the cells of each picture and of all.
+
+    Returns
+    -------
+    blocks : pandas.DataFrame
+        `napari_wbc.count.differential` of each picture, then of all as the slide *all*.
+    pooled : pandas.DataFrame
+        The last block.
+    """
+    import pandas as pd
+
+    from .count import differential
+
+    blocks = [differential(outcome.cells, outcome.input.slide) for outcome in outcomes if outcome.cells is not None]
+    pooled = differential(pool(outcomes), "all")
+    return pd.concat([*blocks, pooled], ignore_index=True), pooled
+
+
+def pool(outcomes: Iterable[Outcome]) -> Cells:
+    """Return the cells of all pictures in one table."""
+    import pandas as pd
+
+    from .cells import Cells
+
+    found = [outcome.cells for outcome in outcomes if outcome.cells is not None]
+    # A table without rows has columns without types, which would spoil those of the others.
+    tables = [cells.table for cells in found if len(cells)]
+    return Cells(pd.concat(tables, ignore_index=True)) if tables else (found or [Cells.empty()])[0]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("napari-wbc", "torch", "torchvision", "numpy", "scikit-image", "scipy", "pandas", "pillow"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def now() -> datetime:
+    """Return the time with its zone."""
+    return datetime.now(UTC).astimezone()

@@ -1,0 +1,34 @@
+"""Small real pictures for all tests, and one loaded model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+FIELDS = sorted((HERE / "data/fields").glob("*.jpg"))
+CROPS = sorted((HERE / "data/crops").glob("*/*.jpg"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of full data sets; skip where it is not there."""
+    folder = HERE.parents[1] / "shared/data"
+    if not folder.is_dir():
+        pytest.skip("the full data sets are not here; see docs/quality.md for their sources")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def classifier():
+    """Return the shipped model on the CPU."""
+    from napari_wbc.classifier import Classifier
+
+    return Classifier.load(device="cpu")
+
+
+@pytest.fixture
+def field() -> Path:
+    """Return a field with two white cells."""
+    return HERE / "data/fields/BloodImage_00070.jpg"

@@ -1,0 +1,50 @@
+"""Docks in a real viewer."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("napari")
+pytest.importorskip("qtpy")
+
+TIMEOUT = 60_000
+
+
+@pytest.fixture
+def viewer(make_napari_viewer):
+    from napari.qt.threading import WorkerBase
+
+    yield make_napari_viewer()
+    WorkerBase.await_workers(TIMEOUT)
+
+
+@pytest.fixture
+def dock(viewer):
+    """Open a dock as the plugin menu does."""
+
+    def open_dock(name: str = "Classify white cells"):
+        return viewer.window.add_plugin_dock_widget("napari-wbc", name)[1]
+
+    return open_dock
+
+
+@pytest.fixture
+def press(qtbot):
+    """Press the button of a dock and wait until it has finished."""
+
+    def press_and_wait(widget) -> str:
+        from qtpy.QtCore import Qt
+
+        qtbot.mouseClick(widget.run_button, Qt.MouseButton.LeftButton)
+        qtbot.waitUntil(lambda: not widget.is_running, timeout=TIMEOUT)
+        return widget.status.text()
+
+    return press_and_wait
+
+
+@pytest.fixture
+def sample():
+    """Return the picture of a sample by its key."""
+    from napari_wbc import samples
+
+    return lambda key: next(sample.path for sample in samples() if sample.key == key)

@@ -1,0 +1,299 @@
+"""The dock that classifies, driven as a user drives it."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from napari.layers import Image
+from napari.qt.threading import WorkerBase
+from napari.utils.notifications import notification_manager
+
+from napari_wbc._widgets._source import slide_of
+from napari_wbc.classifier import Classifier
+from napari_wbc.count import differential
+from napari_wbc.pipeline import analyse, run
+from napari_wbc.slide import ImageError, Slide
+
+KEY = "smear_neutrophil_monocyte"
+SMALL = "yellow_eosinophil"
+NAMES = ["cells labels", "cells", "counts"]
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    return Classifier.load()
+
+
+def cells_in(viewer, name="cells"):
+    from napari_wbc._widgets._layers import cells_of
+
+    return cells_of(viewer.layers[name].features, viewer.layers[name].data)
+
+
+def shown_counts(widget) -> dict[str, int]:
+    table = widget.results.table
+    rows = [row for row in range(table.rowCount()) if table.item(row, 1)]
+    return {table.item(row, 0).text(): int(table.item(row, 1).text()) for row in rows}
+
+
+def expected_counts(cells) -> dict[str, int]:
+    counts = differential(cells)
+    return dict(zip(counts["class"], counts["n"], strict=True))
+
+
+def messages() -> str:
+    return "\n".join(record.message for record in notification_manager.records)
+
+
+@pytest.fixture(autouse=True)
+def _no_old_messages():
+    notification_manager.records.clear()
+
+
+def test_the_table_is_that_of_the_pipeline(viewer, dock, press, sample, classifier):
+    viewer.open_sample("napari-wbc", KEY)
+    widget = dock()
+    press(widget)
+    expected = run(analyse(Slide.open(sample(KEY)), classifier)).cells
+    assert len(expected)
+    assert cells_in(viewer) == expected
+    assert shown_counts(widget) == expected_counts(expected)
+    assert [layer.name for layer in viewer.layers] == [sample(KEY).name, *NAMES]
+    assert "Research use only" in widget.results.notes.text()
+
+
+def test_saved_files_are_those_of_the_command_line(viewer, dock, press, sample, tmp_path):
+    from napari_wbc.cli import main
+
+    viewer.open(sample(KEY), plugin="napari")
+    widget = dock()
+    press(widget)
+    saved = widget.save(tmp_path / "dock")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
+        patch.setattr(sys, "argv", ["napari-wbc", "annotate", str(sample(KEY)), "-o", str(tmp_path / "cli")])
+        main()
+    assert not stop.value.code
+    (written,) = (tmp_path / "cli").glob("*/cells.csv")
+    names = {path.name for path in written.parent.iterdir()}
+    assert names <= {path.name for path in saved.iterdir()}
+    for name in names - {"cells.parquet"}:
+        assert (saved / name).read_bytes() == (written.parent / name).read_bytes(), name
+
+
+def test_twice_gives_the_same_layers(viewer, dock, press):
+    viewer.open_sample("napari-wbc", SMALL)
+    widget = dock()
+    press(widget)
+    before, cells = list(viewer.layers), cells_in(viewer)
+    viewer.layers["cells labels"].visible = False
+    viewer.layers.selection = {viewer.layers["cells"]}
+    press(widget)
+    assert list(viewer.layers) == before
+    assert cells_in(viewer) == cells
+    assert not viewer.layers["cells labels"].visible
+    assert viewer.layers.selection == {viewer.layers["cells"]}
+
+
+def test_another_result_in_the_same_layers(viewer, dock, press):
+    viewer.open_sample("napari-wbc", SMALL)
+    widget = dock()
+    press(widget)
+    before = list(viewer.layers)
+    widget.threshold.setText("1")
+    press(widget)
+    assert list(viewer.layers) == before
+    assert set(cells_in(viewer).table["class"]) == {"unidentified"}
+    assert shown_counts(widget)["unidentified"] == len(cells_in(viewer))
+
+
+def test_two_pictures_have_layers_of_their_own(viewer, dock, press):
+    viewer.open_sample("napari-wbc", SMALL)
+    widget = dock()
+    press(widget)
+    first = cells_in(viewer)
+    viewer.open_sample("napari-wbc", "yellow_erythroblast")
+    assert widget.image.layer.name == "yellow_erythroblast.jpg"
+    press(widget)
+    assert len(viewer.layers) == 8
+    assert cells_in(viewer) == first
+    assert set(cells_in(viewer, "cells [1]").table["slide"]) == {"yellow_erythroblast.jpg"}
+
+
+def test_own_regions(viewer, dock, press, sample, classifier):
+    viewer.open_sample("napari-wbc", KEY)
+    labels = np.zeros((480, 640), np.int32)
+    labels[100:200, 100:200], labels[300:380, 400:480] = 7, 70_001
+    viewer.add_labels(labels, name="by hand")
+    widget = dock()
+    widget.labels.choose(viewer.layers["by hand"])
+    press(widget)
+    assert cells_in(viewer).table["label"].tolist() == [7, 70_001]
+    assert cells_in(viewer) == run(analyse(Slide.open(sample(KEY)), classifier, labels=labels)).cells
+
+
+def test_regions_of_another_shape(viewer, dock, press):
+    viewer.open_sample("napari-wbc", SMALL)
+    viewer.add_labels(np.ones((5, 5), int), name="other")
+    widget = dock()
+    widget.labels.choose(viewer.layers["other"])
+    assert "(5, 5)" in press(widget)
+    assert "(5, 5)" in messages()
+    widget.labels.choose(None)
+    press(widget)
+    assert "cells" in viewer.layers
+
+
+def test_without_a_picture(viewer, dock, press):
+    widget = dock()
+    assert "Open Sample" in press(widget)
+    viewer.open_sample("napari-wbc", SMALL)
+    assert widget.status.text() == "Ready."
+    viewer.layers.clear()
+    assert "Open Sample" in widget.status.text()
+
+
+def test_a_grey_picture(viewer, dock, press):
+    viewer.add_image(np.arange(3600, dtype=np.uint8).reshape(60, 60), name="mine")
+    widget = dock()
+    assert "grey" in press(widget)
+    assert "mine: the picture is grey" in messages()
+    assert widget.run_button.isEnabled()
+
+
+@pytest.mark.parametrize(
+    ("data", "rgb"), [(np.zeros((4, 60, 60, 3), np.uint8), True), (np.zeros((9, 60, 60), np.uint8), False)]
+)
+def test_stacks(data, rgb):
+    with pytest.raises(ImageError, match="stack: a stack of shape"):
+        slide_of(Image(data, rgb=rgb, name="stack"))
+
+
+def test_the_finest_level_of_a_multiscale_picture(sample):
+    image = Slide.open(sample(SMALL)).image
+    layer = Image([image, image[::2, ::2]], rgb=True, name="levels", multiscale=True)
+    assert np.array_equal(slide_of(layer).image, image)
+
+
+@pytest.mark.parametrize(
+    ("units", "mpp"), [(("um", "um"), 0.1), (("nm", "nm"), 1e-4), (("pixel", "pixel"), None), (None, None)]
+)
+def test_only_physical_units_are_a_scale(units, mpp):
+    layer = Image(np.zeros((60, 60, 3), np.uint8), rgb=True, scale=(0.1, 0.1), units=units)
+    assert slide_of(layer).mpp == (pytest.approx(mpp) if mpp else None)
+
+
+def test_a_picture_without_white_cells(viewer, dock, press):
+    viewer.add_image(np.full((90, 120, 3), 230, np.uint8), rgb=True, name="blank")
+    widget = dock()
+    assert press(widget) == "No white cell was found."
+    assert len(viewer.layers["cells"].data) == 0
+    assert set(shown_counts(widget).values()) == {0}
+
+
+def test_scale_and_place_follow_the_picture(viewer, dock, press, sample, classifier):
+    slide = Slide.open(sample(KEY))
+    viewer.add_image(slide.image, rgb=True, name=slide.name, scale=(0.1, 0.1), translate=(5, 7), units=("um", "um"))
+    widget = dock()
+    press(widget)
+    for name in NAMES:
+        layer = viewer.layers[name]
+        assert layer.scale.tolist() == [0.1, 0.1]
+        assert layer.translate.tolist() == [5, 7]
+        assert [str(unit) for unit in layer.units] == ["micrometer", "micrometer"]
+    expected = run(analyse(Slide.from_array(slide.image, slide.name, mpp=0.1), classifier)).cells
+    assert cells_in(viewer) == expected
+    assert set(expected.table["mpp"]) == {0.1}
+
+
+def test_a_corrected_class_is_counted_saved_and_never_overwritten(viewer, dock, press, tmp_path):
+    viewer.open_sample("napari-wbc", SMALL)
+    widget = dock()
+    press(widget)
+    layer = viewer.layers["cells"]
+    layer.features.loc[0, "class"] = "basophil"  # as napari's table of features does
+    widget.recount_button.click()
+    corrected = cells_in(viewer)
+    assert corrected.table["class"][0] == "basophil"
+    assert shown_counts(widget) == expected_counts(corrected)
+    assert layer.text.values[0].startswith("basophil")
+    saved = widget.save(tmp_path / "results")
+    assert "basophil" in (saved / "cells.csv").read_text()
+    press(widget)
+    assert cells_in(viewer, "corrected cells") == corrected
+    assert cells_in(viewer) == widget.analysis.cells
+
+
+def test_features_that_are_set_are_counted_at_once(viewer, dock, press):
+    viewer.open_sample("napari-wbc", SMALL)
+    widget = dock()
+    press(widget)
+    features = viewer.layers["cells"].features.copy()
+    features["class"] = "monocyte"
+    viewer.layers["cells"].features = features
+    assert shown_counts(widget)["monocyte"] == len(features)
+
+
+def test_cancel_leaves_a_usable_dock(viewer, dock, press, qtbot):
+    viewer.open_sample("napari-wbc", SMALL)
+    widget = dock()
+    widget.run_button.click()
+    assert not widget.run_button.isEnabled()
+    widget.cancel_button.click()
+    qtbot.waitUntil(lambda: not widget.is_running, timeout=60_000)
+    assert widget.status.text() == "Cancelled."
+    assert "cells" not in viewer.layers
+    press(widget)
+    assert "cells" in viewer.layers
+
+
+def test_picture_removed_while_it_runs(viewer, dock, qtbot):
+    viewer.open_sample("napari-wbc", SMALL)
+    widget = dock()
+    widget.run_button.click()
+    viewer.layers.clear()
+    qtbot.waitUntil(lambda: not widget.is_running, timeout=60_000)
+    assert len(viewer.layers) == 0
+
+
+def test_dock_closed_while_it_runs(viewer, dock, qtbot):
+    viewer.open_sample("napari-wbc", SMALL)
+    widget = dock()
+    widget.run_button.click()
+    viewer.window.remove_dock_widget(widget)
+    qtbot.waitUntil(lambda: not WorkerBase._worker_set, timeout=60_000)
+    assert "cells" not in viewer.layers
+
+
+def test_viewer_closed_while_it_runs(viewer, dock, qtbot):
+    viewer.open_sample("napari-wbc", SMALL)
+    dock().run_button.click()
+    viewer.close()
+    qtbot.waitUntil(lambda: not WorkerBase._worker_set, timeout=60_000)
+
+
+def test_a_scale_that_makes_no_sense(viewer, dock, press):
+    viewer.open_sample("napari-wbc", SMALL)
+    widget = dock()
+    for text, says in [("x", "number"), ("-1", "mpp is -1"), ("99", "at most 5")]:
+        widget.mpp.setText(text)
+        assert says in press(widget)
+
+
+def test_a_model_that_is_gone(viewer, dock, press, tmp_path):
+    viewer.open_sample("napari-wbc", SMALL)
+    widget = dock()
+    widget.model.insertItem(0, "gone", str(tmp_path / "gone.json"))
+    widget.model.setCurrentIndex(0)
+    assert "gone.json" in press(widget)
+
+
+def test_opening_the_dock_imports_no_torch():
+    code = (
+        "import sys, napari; v = napari.Viewer(show=False)\n"
+        "v.window.add_plugin_dock_widget('napari-wbc', 'Classify white cells')\n"
+        "print(sorted({'torch', 'pandas', 'scipy.ndimage', 'matplotlib'} & set(sys.modules)))\n"
+        "v.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.strip() == "[]"

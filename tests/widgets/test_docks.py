@@ -1,0 +1,77 @@
+"""Segment and crop docks, the manifest, the samples."""
+
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import napari_wbc
+from napari_wbc.pipeline import analyse, run
+from napari_wbc.segment import SegmentParameters
+from napari_wbc.slide import Slide
+
+KEY = "smear_neutrophil_monocyte"
+MANIFEST = yaml.safe_load((Path(napari_wbc.__file__).parent / "napari.yaml").read_text())["contributions"]
+
+
+@pytest.mark.parametrize("command", MANIFEST["commands"], ids=lambda command: command["id"])
+def test_every_command_imports(command):
+    module, name = command["python_name"].split(":")
+    assert callable(getattr(import_module(module), name))
+
+
+@pytest.mark.parametrize("key", [sample["key"] for sample in MANIFEST["sample_data"]])
+def test_every_sample_opens(key):
+    from napari.layers import Layer
+
+    from napari_wbc import _sample_data
+
+    (layer,) = getattr(_sample_data, f"open_{key}")()
+    assert Layer.create(*layer).rgb
+
+
+def test_segment(viewer, dock, press, sample):
+    viewer.open_sample("napari-wbc", KEY)
+    widget = dock("Segment cells")
+    assert list(widget.parameters) == list(SegmentParameters.__dataclass_fields__)
+    assert all(box.toolTip() for box in widget.parameters.values())
+    press(widget)
+    expected = run(analyse(Slide.open(sample(KEY))))
+    assert np.array_equal(viewer.layers["cells labels"].data, expected.labels)
+    assert viewer.layers["cells labels"].features["area"].tolist() == expected.cells.table["area"].tolist()
+    assert "counts" not in viewer.layers
+    widget.parameters["mpp"].setValue(0.1)
+    press(widget)
+    assert len(viewer.layers) == 3
+    expected = run(analyse(Slide.open(sample(KEY), mpp=0.1)))
+    assert np.array_equal(viewer.layers["cells labels"].data, expected.labels)
+    assert set(viewer.layers["cells"].features["mpp"]) == {0.1}
+
+
+def test_crop_found_cells_and_save(viewer, dock, press, tmp_path):
+    viewer.open_sample("napari-wbc", KEY)
+    widget = dock("Crop cells")
+    widget.pixels.setValue(32)
+    widget.folder.setText(str(tmp_path / "crops"))
+    press(widget)
+    crops = viewer.layers["crops"].data
+    assert crops.shape[1:] == (32, 32, 3)
+    assert len(list((tmp_path / "crops").rglob("*.png"))) == len(crops) > 0
+    widget.pixels.setValue(48)
+    press(widget)
+    assert viewer.layers["crops"].data.shape[1:] == (48, 48, 3)
+    assert len(viewer.layers) == 2
+
+
+def test_crop_cells_of_an_earlier_run(viewer, dock, press):
+    viewer.open_sample("napari-wbc", KEY)
+    press(dock("Segment cells"))
+    widget = dock("Crop cells")
+    widget.cells.choose(viewer.layers["cells"])
+    press(widget)
+    found = viewer.layers["crops"].data
+    widget.cells.choose(viewer.layers["cells labels"])
+    press(widget)
+    assert np.array_equal(viewer.layers["crops"].data, found)

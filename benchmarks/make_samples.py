@@ -1,6 +1,6 @@
 """Write the sample fields of the package from the public data sets.
 
-    python benchmarks/make_samples.py --data DATA
+python benchmarks/make_samples.py --data DATA
 """
 
 from __future__ import annotations
@@ -17,15 +17,33 @@ BCISC = "BCISC, github.com/fpklipic/BCISC; Fan et al., LeukocyteMask, Journal of
 PBC = "Acevedo et al., Data in Brief 30:105474, 2020, doi 10.17632/snkd93bnjr.1; resized"
 MOSAIC = (10, 43, 70, 44, 34, 176, 313, 31, 195)  # fields with two white cells each
 FIELDS = (
-    ("smear_neutrophil_monocyte", "Smear, blue-grey: neutrophil and monocyte", "bccd/images/BloodImage_00043.jpg", BCCD, "MIT"),
-    ("smear_neutrophil_basophil", "Smear, blue-grey: neutrophil and basophil", "bccd/images/BloodImage_00034.jpg", BCCD, "MIT"),
+    (
+        "smear_neutrophil_monocyte",
+        "Smear, blue-grey: neutrophil and monocyte",
+        "bccd/images/BloodImage_00043.jpg",
+        BCCD,
+        "MIT",
+    ),
+    (
+        "smear_neutrophil_basophil",
+        "Smear, blue-grey: neutrophil and basophil",
+        "bccd/images/BloodImage_00034.jpg",
+        BCCD,
+        "MIT",
+    ),
     ("dark_neutrophil", "Smear, light spot, violet: neutrophil", "bcisc_sample/neut_6-2.jpg", BCISC, "Apache-2.0"),
     ("dark_lymphocyte", "Smear, light spot, blue: lymphocyte", "bcisc_sample/lymp_10-5.jpg", BCISC, "Apache-2.0"),
     ("dark_monocyte", "Smear, light spot, brown: monocyte", "bcisc_sample/mono_3-2.jpg", BCISC, "Apache-2.0"),
     ("dark_eosinophil", "Smear, light spot, green: eosinophil", "bcisc_sample/eosi_2-3.jpg", BCISC, "Apache-2.0"),
     ("dark_basophil", "Smear, light spot, yellow: basophil", "bcisc_sample/baso_3-2.jpg", BCISC, "Apache-2.0"),
     ("yellow_eosinophil", "Single-cell view, cream: eosinophil", "pbc/val/eosinophil/EO_109766.jpg", PBC, "CC-BY-4.0"),
-    ("yellow_erythroblast", "Single-cell view, cream: erythroblast", "pbc/val/erythroblast/ERB_111336.jpg", PBC, "CC-BY-4.0"),
+    (
+        "yellow_erythroblast",
+        "Single-cell view, cream: erythroblast",
+        "pbc/val/erythroblast/ERB_111336.jpg",
+        PBC,
+        "CC-BY-4.0",
+    ),
 )
 
 
@@ -41,8 +59,13 @@ def main() -> None:
             mosaic.paste(field, (k % 3 * 640, k // 3 * 480))
     mosaic.save(args.out / "nine_fields.jpg", quality=88)
     entries = [
-        {"key": "nine_fields", "title": "Nine smear fields side by side (18 white cells)", "file": "nine_fields.jpg",
-         "source": BCCD + "; nine fields joined", "licence": "MIT"}
+        {
+            "key": "nine_fields",
+            "title": "Nine smear fields side by side (18 white cells)",
+            "file": "nine_fields.jpg",
+            "source": BCCD + "; nine fields joined",
+            "licence": "MIT",
+        }
     ]
     for key, title, file, source, licence in FIELDS:
         shutil.copyfile(args.data / file, args.out / f"{key}.jpg")

@@ -1,6 +1,6 @@
 """Write the small real pictures that the tests use.
 
-    python benchmarks/make_test_data.py --data DATA
+python benchmarks/make_test_data.py --data DATA
 """
 
 from __future__ import annotations

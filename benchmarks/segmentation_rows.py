@@ -63,7 +63,7 @@ def match(points: Sequence[tuple[float, float]], boxes: Sequence[Box]) -> int:
 def voc(path: Path, name: str) -> list[Box]:
     """Boxes (x0, y0, x1, y1) of one class in a VOC file."""
     boxes = []
-    for item in ET.parse(path).getroot().iter("object"):  # noqa: S314 - our own files
+    for item in ET.parse(path).getroot().iter("object"):
         if item.findtext("name") == name:
             values = [float(item.findtext(f"bndbox/{key}") or "nan") for key in ("xmin", "ymin", "xmax", "ymax")]
             boxes.append((values[0], values[1], values[2], values[3]))

@@ -36,7 +36,7 @@ def make_cells(**extra) -> Cells:
     labels = np.zeros((20, 30), np.int64)
     labels[2:6, 3:9], labels[10:15, 10:15] = 70_000, 3
     cells = measure(labels, slide="a b.png", mpp=0.1).table
-    other = measure(labels[:8], slide="ünï, \"q\"\nNA.png").table
+    other = measure(labels[:8], slide='ünï, "q"\nNA.png').table
     table = pd.concat([cells, other], ignore_index=True)
     table["class"] = ["not a white cell", "", "NA"]
     table["probability"] = [1 / 3, np.nan, 0.1 + 0.2]

@@ -142,7 +142,8 @@ def test_importing_the_package_loads_neither_torch_nor_qt_nor_napari():
 def test_core_modules_import_neither_qt_nor_napari():
     code = (
         "import sys, importlib; "
-        "names = 'cells classifier count crop export models palette pipeline preprocess scale segment single slide cli'; "
+        "names = 'cells classifier count crop export models palette pipeline preprocess scale segment "
+        "single slide cli'; "
         "[importlib.import_module('napari_wbc.' + name) for name in names.split()]; "
         "from napari_wbc.classifier import Classifier; Classifier.load(); "
         "print([m for m in ('qtpy', 'PyQt6', 'PyQt5', 'PySide6', 'napari', 'magicgui') if m in sys.modules])"

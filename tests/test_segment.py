@@ -124,6 +124,11 @@ def test_touching_cells_are_two(smear):
     assert sorted(round(x / 10) for x, _ in centres(found)) == pytest.approx([22, 33], abs=1)
 
 
+def test_touching_nuclei_are_parted(smear):
+    found = segment(smear.cell(23.7, 21, lobes=((0, 0, 4.6),)).cell(32.6, 21, lobes=((0, 0, 4.6),)).image())
+    assert found.labels.max() == 2
+
+
 def test_platelets_and_red_cells_are_none(smear):
     for x in (12, 20, 36, 44):
         smear.disc(x, 21, 1.4, PLATELET)

@@ -118,7 +118,7 @@ def _read_run(path: Any) -> list[LayerTuple]:
 
 
 def _layers(folder: Path, name: str = "") -> list[LayerTuple]:
-    from ._widgets._layers import KEY, layers_of
+    from ._widgets._layers import layers_of
     from .export import read_results
 
     results = read_results(folder)
@@ -127,7 +127,7 @@ def _layers(folder: Path, name: str = "") -> list[LayerTuple]:
         return layers
     for _, attributes, _ in layers:
         # So that a picture can be drawn again when corrected cells are saved.
-        attributes.setdefault("metadata", {}).setdefault(KEY, {})["picture"] = str(results.image)
+        attributes.setdefault("metadata", {}).setdefault(_MARK, {})["picture"] = str(results.image)
     return [*_picture(results.image, results.labels.shape, name), *layers]
 
 

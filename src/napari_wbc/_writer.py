@@ -45,9 +45,7 @@ def write_layers(path: str, layer_data: Sequence[FullLayerData]) -> list[str]:
     labels = next((_labels(data, path) for data, _, kind in layer_data if kind == "labels"), None)
     picture = next((found for _, attributes, _ in layer_data if (found := _picture_of(attributes))), None)
     image = _image(layer_data, picture, labels)
-    folder = write_folder(
-        path, cells, labels, image=image, picture=picture, files=(*RESULT_FILES, "differential.csv")
-    )
+    folder = write_folder(path, cells, labels, image=image, picture=picture, files=(*RESULT_FILES, "differential.csv"))
     return [str(file) for file in sorted(folder.iterdir())]
 
 

@@ -181,35 +181,38 @@ def _nuclear_level(
     return max(float(np.sqrt(low * high)), 1.1 * red.most_dye) / sensitivity, high
 
 
-def _largest_nucleus(density: Float, foreground: float, red: _Red, sensitivity: float) -> float:
-    """Area of the largest nucleus in pixels, without a scale; 0 if there is none."""
+def _largest_nucleus(density: Float, foreground: float, red: _Red, sensitivity: float) -> tuple[float, float]:
+    """Area of the largest nucleus in pixels, without a scale: of lobes near each other, and of
+    lobes in one body. Zeros if there is no nucleus.
+    """
     level, _ = _nuclear_level(density, foreground, red, 2.0, sensitivity)
     if not np.isfinite(level):
-        return 0.0
+        return 0.0, 0.0
     nuclear = ndi.binary_opening(ndi.gaussian_filter(thiazine(density), 1.0) > level, disc(1.5))
     nuclear &= scale.hue(ndi.uniform_filter(density, (5, 5, 1))) > scale.RED_HUE
     if not nuclear.any():
-        return 0.0
-    # Lobes of one nucleus share a body. Where bodies run together, take those near each other.
+        return 0.0, 0.0
     bodies, n = ndi.label(density[..., 1] > foreground)
     dense = np.bincount(bodies.ravel()) < 8 * np.bincount(bodies[nuclear], minlength=n + 1)
     reach = max(1, int(0.02 * min(nuclear.shape)))
-    labels, _ = ndi.label(ndi.binary_dilation(nuclear, iterations=reach) | (dense[bodies] & (bodies > 0)))
-    return float(np.bincount(labels[nuclear])[1:].max())
+    near = ndi.binary_dilation(nuclear, iterations=reach)
+    groups = (ndi.label(near)[0], ndi.label(near | (dense[bodies] & (bodies > 0)))[0])
+    by_gap, by_body = (float(np.bincount(labels[nuclear])[1:].max()) for labels in groups)
+    return by_gap, by_body
 
 
 def _scale(density: Float, foreground: float, factor: float, sensitivity: float) -> tuple[float, Source, _Red]:
     """µm per pixel of the full image and what says so, from an image reduced by ``factor``."""
-    area = _largest_nucleus(density, foreground, _NO_RED, sensitivity) / factor**2
+    near, area = (v / factor**2 for v in _largest_nucleus(density, foreground, _NO_RED, sensitivity))
     above = 0.0
     for _ in range(2):
         red = _red(density, factor, None, above)
-        nucleus = area * red.mpp**2
+        nucleus = near * red.mpp**2
         fits = red.n >= 30 or (red.n >= 3 and _fits(density, foreground, red.mpp / factor))
         if fits and nucleus < _LARGEST_NUCLEUS_UM2:
             return red.mpp, "red cells", red
         # One or two red cells count if the largest nucleus has an ordinary size by them.
-        if 25 < nucleus < 140 and _largest_nucleus(density, foreground, red, sensitivity):
+        if 25 < nucleus < 140 and _largest_nucleus(density, foreground, red, sensitivity)[0]:
             return red.mpp, "red cells", red
         if not red.n:
             break

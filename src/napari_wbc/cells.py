@@ -151,14 +151,22 @@ def _probability_columns(table: pd.DataFrame) -> list[str]:
     return [name for name in map(str, table.columns) if name.startswith(PROBABILITY_PREFIX)]
 
 
-def _cast(values: pd.Series, name: str, dtype: str) -> pd.Series:
+_TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0": False}
+
+
+def _cast(values: pd.Series[Any], name: str, dtype: str) -> pd.Series[Any]:
     try:
         if dtype == "str":
-            return values.astype(object).fillna("").astype(str).astype(object)
-        if dtype == "bool" and values.dtype == object:
-            return values.map({"True": True, "False": False, True: True, False: False}).astype(bool)
-        return values.astype(dtype)
-    except (TypeError, ValueError) as error:
+            return values.fillna("").astype(str).astype(object)
+        if dtype == "bool":
+            truth = values.astype(str).str.lower().map(_TRUTH)
+            if truth.isna().any():
+                raise CellsError(f"column {name} holds values other than True and False")
+            return truth.astype(bool)
+        return pd.Series(values.to_numpy().astype(dtype), index=values.index)
+    except CellsError:
+        raise
+    except (TypeError, ValueError, OverflowError) as error:
         raise CellsError(f"column {name} cannot be read as {dtype}: {error}") from error
 
 
@@ -212,10 +220,7 @@ def measure(
     table["nucleus_area_um2"] = (table["nucleus_area"] * mpp**2).round(3)
     height, width = labels.shape
     table["at_border"] = (
-        (table["bbox-0"] <= 0)
-        | (table["bbox-1"] <= 0)
-        | (table["bbox-2"] >= height)
-        | (table["bbox-3"] >= width)
+        (table["bbox-0"] <= 0) | (table["bbox-1"] <= 0) | (table["bbox-2"] >= height) | (table["bbox-3"] >= width)
     )
     table["class"] = ""
     table["probability"] = np.nan

@@ -155,7 +155,7 @@ def crop(
     crops: list[Any] = []
 
     def cut(_: Input, analysis: Analysis) -> None:
-        scale = crop_scale(analysis.appearance, analysis.cells, card)
+        scale = crop_scale(analysis.appearance, analysis.cells)
         crops.extend(crop_cells(analysis.slide.image, analysis.cells.centroids, scale, size))
 
     run.work(classifier, cut, output)

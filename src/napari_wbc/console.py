@@ -75,9 +75,7 @@ class Run:
         self.failures.append(printable(path))
         say(f"Failed: {path}: {reason}", error=True)
 
-    def work(
-        self, classifier: Classifier | None, write: Callable[[Input, Analysis], Any], output: Path
-    ) -> None:
+    def work(self, classifier: Classifier | None, write: Callable[[Input, Analysis], Any], output: Path) -> None:
         """Analyse the pictures; what `write` keeps of each goes into the folder `output`."""
         from .atomic import check_writable
         from .record import analyse_files

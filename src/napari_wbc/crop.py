@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,32 +61,75 @@ def crop_cells(
     A mirrored border would show a cut cell a second time; the network then
     sees two cells. Background is what a smear mostly shows around a cell.
     """
+    crops = np.empty((len(centroids), size.pixels, size.pixels, 3), np.uint8)
+    fill = background_colour(image) if len(centroids) else np.zeros(3, np.uint8)
+    for k, centroid in enumerate(centroids):
+        crops[k] = _resample(image, centroid, mpp, size, fill)
+    return crops
+
+
+def crop_masks(
+    labels: npt.NDArray[np.integer[Any]],
+    ids: npt.NDArray[np.integer[Any]],
+    centroids: npt.NDArray[np.floating],
+    mpp: float,
+    size: CropSize,
+) -> npt.NDArray[np.uint8]:
+    """Cut the masks that belong to the crops of `crop_cells`.
+
+    Parameters
+    ----------
+    labels : (H, W) integer array
+        The cells.
+    ids : (n,) integer array
+        Which of them each crop shows; 0 where it is not known, which gives an empty mask.
+    centroids, mpp, size
+        As for `crop_cells`.
+
+    Returns
+    -------
+    (n, pixels, pixels) uint8 array
+        255 in the cell, 0 outside, between at its edge.
+    """
+    masks = np.zeros((len(ids), size.pixels, size.pixels), np.uint8)
+    for k, (label, centroid) in enumerate(zip(ids, centroids, strict=True)):
+        if label:
+            masks[k] = _resample(labels, centroid, mpp, size, np.uint8(0), label)
+    return masks
+
+
+def _resample(
+    image: npt.NDArray[Any],
+    centroid: npt.NDArray[np.floating],
+    mpp: float,
+    size: CropSize,
+    fill: npt.NDArray[np.uint8] | np.uint8,
+    label: np.integer[Any] | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Resample the square around a point; with a label, its mask."""
     from PIL import Image
 
     if not (np.isfinite(mpp) and mpp > 0):
         raise ValueError(f"crops need the scale of the picture in µm per pixel, not {mpp}; give --mpp")
-    crops = np.empty((len(centroids), size.pixels, size.pixels, 3), np.uint8)
-    fill = background_colour(image) if len(centroids) else np.zeros(3, np.uint8)
     side = size.side_um / mpp
-    height, width = image.shape[:2]
-    for k, (row, column) in enumerate(centroids):
-        # skimage's centroids count pixel centres from 0; the box counts pixel edges.
-        top, left = row + 0.5 - side / 2, column + 0.5 - side / 2
-        # A margin gives the resampling filter its neighbours.
-        margin = 3 * max(1.0, side / size.pixels)
-        y0, x0 = int(np.floor(top - margin)), int(np.floor(left - margin))
-        y1, x1 = int(np.ceil(top + side + margin)), int(np.ceil(left + side + margin))
-        region = image[max(0, y0) : min(height, y1), max(0, x0) : min(width, x1)]
-        if region.shape[:2] != (y1 - y0, x1 - x0):
-            padded = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
-            padded[:] = fill
-            padded[max(0, -y0) : max(0, -y0) + region.shape[0], max(0, -x0) : max(0, -x0) + region.shape[1]] = region
-            region = padded
-        box = (left - x0, top - y0, left - x0 + side, top - y0 + side)
-        crops[k] = Image.fromarray(region).resize(
-            (size.pixels, size.pixels), Image.Resampling.BICUBIC, box=box
-        )
-    return crops
+    # skimage's centroids count pixel centres from 0; the box counts pixel edges.
+    top, left = centroid[0] + 0.5 - side / 2, centroid[1] + 0.5 - side / 2
+    # A margin gives the resampling filter its neighbours.
+    margin = 3 * max(1.0, side / size.pixels)
+    y0, x0 = int(np.floor(top - margin)), int(np.floor(left - margin))
+    y1, x1 = int(np.ceil(top + side + margin)), int(np.ceil(left + side + margin))
+    region = image[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)]
+    if label is not None:
+        region = (region == label).astype(np.uint8) * np.uint8(255)
+    if region.shape[:2] != (y1 - y0, x1 - x0):
+        padded = np.empty((y1 - y0, x1 - x0, *region.shape[2:]), np.uint8)
+        padded[:] = fill
+        row, column = max(0, -y0), max(0, -x0)
+        padded[row : row + region.shape[0], column : column + region.shape[1]] = region
+        region = padded
+    box = (left - x0, top - y0, left - x0 + side, top - y0 + side)
+    method = Image.Resampling.BICUBIC if label is None else Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(region).resize((size.pixels, size.pixels), method, box=box))
 
 
 def background_colour(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -137,9 +137,7 @@ def read_results(folder: str | Path) -> Results:
     return Results(cells, labels, picture)
 
 
-def write_cells(
-    cells: Cells, path: str | Path, labels: npt.NDArray[np.integer[Any]] | None = None
-) -> Path:
+def write_cells(cells: Cells, path: str | Path, labels: npt.NDArray[np.integer[Any]] | None = None) -> Path:
     """Write a table of cells as CSV, Parquet or GeoJSON, by the suffix.
 
     Parameters

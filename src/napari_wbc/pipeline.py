@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .cells import Cells, measure
-from .crop import crop_cells
+from .crop import crop_cells, crop_masks
 from .segment import Appearance, SegmentParameters, appearance, segment
 from .slide import ImageError, Slide
 
@@ -143,10 +143,12 @@ def analyse(
     card = classifier.card
     threshold = card.threshold if threshold is None else threshold
     probabilities = np.empty((len(cells), len(card.classes)), np.float32)
+    mpp = crop_scale(look, cells)
     for start in range(0, len(cells), BATCH):
         part = slice(start, start + BATCH)
-        crops = crop_cells(slide.image, cells.centroids[part], crop_scale(look, cells, card), card.crop)
-        probabilities[part] = classifier.predict(crops)
+        crops = crop_cells(slide.image, cells.centroids[part], mpp, card.crop)
+        masks = crop_masks(labels, cells.table["label"].to_numpy()[part], cells.centroids[part], mpp, card.crop)
+        probabilities[part] = classifier.predict(crops, masks)
         yield Progress("classifying", min(start + BATCH, len(cells)), len(cells))
     cells = cells.with_predictions(probabilities, card.classes, threshold)
     return Analysis(slide, cells, labels, look, card, threshold, tuple(notes))
@@ -207,9 +209,7 @@ def annotate(
     return run(analyse(image, classifier, parameters=parameters, labels=labels, threshold=threshold)).cells
 
 
-def check_labels(
-    labels: npt.NDArray[Any], shape: tuple[int, ...]
-) -> npt.NDArray[np.integer[Any]]:
+def check_labels(labels: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[np.integer[Any]]:
     """Return labels that fit a picture of this shape, or raise ImageError."""
     labels = np.asarray(labels)
     if labels.shape != tuple(shape):
@@ -224,7 +224,7 @@ def check_labels(
     return labels
 
 
-def crop_scale(look: Appearance, cells: Cells, card: ModelCard) -> float:
+def crop_scale(look: Appearance, cells: Cells) -> float:
     """Return the µm per pixel to crop with; where it is unknown the cells themselves are the ruler.
 
     A white cell is then taken to fill the share of the crop that it fills

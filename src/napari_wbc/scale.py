@@ -253,8 +253,8 @@ def _circles(points: Float, normals: Float, shape: tuple[int, ...]) -> tuple[Flo
         votes = np.bincount(y[inside] * w + x[inside], minlength=h * w).reshape(shape)
         size = max(3, int(0.3 * r) | 1)
         share = ndi.uniform_filter(votes.astype(np.float32), size) * (size * size / (2 * np.pi * r))
-        better = share > best
-        best[better], radius[better] = share[better], r
+        radius = np.where(share > best, np.float32(r), radius)
+        np.maximum(best, share, out=best)
     centres = np.argwhere((best > 0.35) & (best == ndi.maximum_filter(best, 9)))
     centres = centres[np.argsort(-best[tuple(centres.T)], kind="stable")]
     kept: list[int] = []

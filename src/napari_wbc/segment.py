@@ -17,7 +17,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 from skimage.measure import regionprops
-from skimage.segmentation import relabel_sequential
+from skimage.morphology import h_maxima
+from skimage.segmentation import relabel_sequential, watershed
 
 from . import scale
 from .appearance import (
@@ -40,6 +41,12 @@ __all__ = ["Appearance", "SegmentParameters", "Segmentation", "appearance", "seg
 _DEFAULT = SegmentParameters()
 _NEUTRAL_HUE = 0.35
 """Dirt and pointers are grey: below this `scale.hue` nothing is a nucleus."""
+
+_LARGEST_PAIR_UM2 = 150.0
+"""Lobes of one nucleus are together no larger, µm²."""
+
+_THINNEST_LOBE_UM = 2.4
+"""The widest lobe of a nucleus is never narrower, µm."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +117,7 @@ def _nuclei(density: Float, look: Appearance, parameters: SegmentParameters, uni
             continue
         near = ndi.binary_dilation(piece, iterations=reach) & ((pieces[window] == 0) | piece)
         refined[window][_half_way(dye[window], piece, near, 0.7 * look.nuclear)] = i
-    refined = _filled(refined, 2.0 / area)
+    refined = _split(_filled(refined, 2.0 / area), unit)
     joined = _joined(refined, density, look, 0.5 * parameters.max_lobe_gap / unit, unit)
     return _accepted(joined, density, look, 4.0 / area)
 
@@ -148,6 +155,23 @@ def _filled(pieces: Labels, largest: float) -> Labels:
     return pieces.astype(np.int32)
 
 
+def _split(pieces: Labels, unit: float) -> Labels:
+    """Part nuclei that run together at a neck, by watershed on the distance map.
+
+    Lobes of one large nucleus may be parted too: `_cells` joins what shares a round body.
+    """
+    for region in regionprops(pieces):
+        if region.area * unit * unit < _LARGEST_PAIR_UM2 / 2 or region.solidity > 0.92:
+            continue
+        depth = ndi.distance_transform_edt(np.pad(region.image, 1))[1:-1, 1:-1]
+        peaks = h_maxima(depth, 0.25 * float(depth.max()))
+        markers, n = ndi.label(peaks, np.ones((3, 3)))
+        if n > 1:
+            parts = watershed(-depth, markers, mask=region.image, watershed_line=True)
+            pieces[region.slice][region.image & (parts == 0)] = 0
+    return pieces
+
+
 def _points(labels: Labels) -> list[npt.NDArray[np.int64]]:
     """Pixels (row, column) of each label from 1 on."""
     found = []
@@ -160,7 +184,7 @@ def _points(labels: Labels) -> list[npt.NDArray[np.int64]]:
 def _joined(pieces: Labels, density: Float, look: Appearance, gap: float, unit: float) -> Labels:
     """Give the lobes of one nucleus one number. ``gap`` and ``unit`` as in `_nuclei`."""
     mask = pieces > 0
-    labels, n = ndi.label(mask, np.ones((3, 3)))
+    labels, n = ndi.label(mask)
     if n < 2:
         return np.asarray(labels, dtype=np.int32)
     distance, nearest = ndi.distance_transform_edt(~mask, return_indices=True)
@@ -201,6 +225,7 @@ def _cells(
     around = Surroundings(look.foreground, look.red, parameters.max_cytoplasm, unit)
     found = outlines(nuclei, density, around)
     owner = np.arange(len(found) + 1)
+    areas = np.bincount(nuclei.ravel(), minlength=len(owner)) * unit * unit
     # A scale guessed from a single lobe is too coarse.
     slack = 1.5 if look.mpp_source == "white cells" else 1.0
     for group in _neighbours(found, nuclei, slack * parameters.max_lobe_gap / unit):
@@ -209,9 +234,11 @@ def _cells(
             everyone = [i for i in range(1, len(owner)) if owner[i] in together]
             width = widths(np.concatenate([found[i - 1].vertices for i in everyone])) * unit
             # Two cells side by side are about twice as long as wide, whatever the scale; one
-            # that the border cuts may be, but then it is no longer than one.
+            # that the border cuts may be so, but is no longer than one cell.
             cut = any(found[i - 1].crosses(nuclei.shape) for i in everyone)
-            longest, narrow = (16, 2.2) if cut else (24, 1.5)
+            longest, narrow = (21, 2.2) if cut else (24, 1.5)
+            if areas[everyone].sum() > _LARGEST_PAIR_UM2:
+                longest, narrow = 22, 1.4
             if len(together) > 1 and width.max() < min(longest * slack, narrow * width.min()):
                 owner[everyone] = together[0]
     joined = owner[nuclei].astype(np.int32)
@@ -247,7 +274,8 @@ def _accepted(nuclei: Labels, density: Float, look: Appearance, smallest: float)
     for region in regionprops(nuclei):
         own = nuclei[region.slice] == region.label
         inside = density[region.slice][own]
-        dye = float(np.median(thiazine(inside)))
+        # The upper quarter: the piece of an eosinophil may be mostly granules.
+        dye = float(np.percentile(thiazine(inside), 75))
         hue = float(scale.hue(inside.mean(axis=0)))
         red = look.n_red_cells >= 3 and hue < float(scale.hue(np.asarray(look.red))) + 0.12
         if region.area < smallest or red or hue < _NEUTRAL_HUE or dye < 1.2 * look.nuclear:
@@ -258,18 +286,21 @@ def _accepted(nuclei: Labels, density: Float, look: Appearance, smallest: float)
 
 
 def _platelets(nuclei: Labels, density: Float, look: Appearance, parameters: SegmentParameters, unit: float) -> Mask:
-    """Which labels (index) are too small for a white cell, or small and pale like a platelet.
+    """Which labels (index) are too small or thin for a nucleus, or small and pale as platelets.
 
     A small nucleus is a ripe one and as dark as any; one that the border cuts may be larger.
     """
     result = np.zeros(int(nuclei.max()) + 1, dtype=bool)
+    depth = ndi.distance_transform_edt(nuclei > 0) * unit
     for region in regionprops(nuclei):
         area = region.area * unit * unit
         top, left, bottom, right = region.bbox
         cut = top == 0 or left == 0 or bottom == nuclei.shape[0] or right == nuclei.shape[1]
         dye = float(np.median(thiazine(density[region.slice][nuclei[region.slice] == region.label])))
         pale = dye < 0.65 * look.darkest and not cut and area < 2 * parameters.min_nucleus_area
-        result[region.label] = area < parameters.min_nucleus_area or pale
+        # Dye that settled in threads and crumbs is nowhere as thick as a lobe.
+        thin = depth[region.slice][nuclei[region.slice] == region.label].max() < _THINNEST_LOBE_UM / 2
+        result[region.label] = area < parameters.min_nucleus_area or pale or thin
     return result
 
 

@@ -46,9 +46,7 @@ class Slide:
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def open(
-        cls, path: str | Path, *, mpp: float | None = None, max_megapixels: float = MAX_MEGAPIXELS
-    ) -> Slide:
+    def open(cls, path: str | Path, *, mpp: float | None = None, max_megapixels: float = MAX_MEGAPIXELS) -> Slide:
         """Read a picture file.
 
         Parameters
@@ -173,6 +171,11 @@ def _check_size(width: int, height: int, max_megapixels: float) -> None:
         )
 
 
+def _check_single(frames: int) -> None:
+    if frames > 1:
+        raise ImageError(f"the file holds {frames} pictures; save the one to read by itself")
+
+
 def _read_pillow(path: Path, max_megapixels: float) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
     from PIL import Image, UnidentifiedImageError
 
@@ -184,8 +187,7 @@ def _read_pillow(path: Path, max_megapixels: float) -> tuple[npt.NDArray[Any], t
         try:
             with Image.open(path) as picture:
                 _check_size(*picture.size, max_megapixels)
-                if getattr(picture, "n_frames", 1) > 1:
-                    raise ImageError(f"the file holds {picture.n_frames} pictures; save the one to read by itself")
+                _check_single(int(getattr(picture, "n_frames", 1)))
                 mode = picture.mode
                 if mode in ("P", "CMYK", "YCbCr", "LAB", "HSV"):
                     target = "RGBA" if "transparency" in picture.info else "RGB"
@@ -211,8 +213,7 @@ def _read_tiff(path: Path, max_megapixels: float) -> tuple[npt.NDArray[Any], tup
             series = tiff.series[0]
             sizes = dict(zip(series.axes, series.shape, strict=True))
             _check_size(sizes.get("X", 1), sizes.get("Y", 1), max_megapixels)
-            if int(np.prod(series.shape)) > 4 * max_megapixels * 1e6:
-                raise ImageError(f"shape {series.shape} is not one RGB picture (H, W, 3); choose one plane of it")
+            _check_single(series.size // max(1, sizes.get("X", 1) * sizes.get("Y", 1) * 4))
             notes = (f"first of {len(tiff.series)} pictures in the file",) if len(tiff.series) > 1 else ()
             page = series.keyframe
             if page.photometric == tifffile.PHOTOMETRIC.PALETTE or page.photometric == tifffile.PHOTOMETRIC.SEPARATED:

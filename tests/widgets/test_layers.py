@@ -107,7 +107,7 @@ def test_a_corrected_class(cells, labels):
 
 def test_moved_deleted_and_added_points(cells, labels):
     points = make(cells, labels)["cells"]
-    points.data = points.data + [[5.0, 0], [0, 0], [0, 0]]
+    points.data = points.data + np.array([[5.0, 0], [0, 0], [0, 0]])
     points.selected_data = {1}
     points.remove_selected()
     points.add([[20, 100]])
@@ -115,6 +115,13 @@ def test_moved_deleted_and_added_points(cells, labels):
     assert table["centroid-0"].tolist() == [cells.table["centroid-0"][0] + 5, cells.table["centroid-0"][2], 20]
     assert table["label"].tolist() == [3, 70_000, 70_001]
     assert pd.isna(table["area"][2])
+
+
+def test_a_point_added_where_no_cell_was_found():
+    points = make(Cells.empty(CLASSES), np.zeros((40, 50), np.int32))["cells"]
+    points.add([[20, 30]])
+    table = back(points).table
+    assert table[["label", "centroid-0", "bbox-1"]].to_numpy().tolist() == [[1, 20, 30]]
 
 
 def test_features_of_a_table_that_was_read(cells):
@@ -128,5 +135,5 @@ def test_many_cells_have_no_text(cells):
 
     table = pd.concat([cells.table] * MAX_TEXTS, ignore_index=True)
     table["label"] = np.arange(len(table))
-    points = dict((layer[2], layer[1]) for layer in layers_of(Cells(table), None))["points"]
-    assert points["text"]["string"] == ""
+    points = next(layer for layer in layers_of(Cells(table), None) if layer[2] == "points")
+    assert set(np.ravel(Layer.create(*points).text.values)) == {""}

@@ -47,6 +47,8 @@ class ClassifyWidget(Dock):
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__(napari_viewer)
+        # Wide enough for the table to come, so that the canvas stays as it is.
+        self.setMinimumWidth(390)
         self.analysis: Analysis | None = None
         self._shown: dict[str, Layer] = {}
         self.labels = LayerChoice(napari_viewer, Labels, FIND_THEM)
@@ -112,14 +114,14 @@ class ClassifyWidget(Dock):
 
     def recount(self) -> None:
         """Count again from the layer of cells, with what the user changed in it."""
-        from ._layers import CELLS, COUNTS, set_features, show_counts
+        from ._layers import CELLS, COUNTS, show_counts
 
         analysis = self._corrected()
         layer = self._shown.get(CELLS)
         if analysis is None or layer is None:
             return
         with layer.events.features.blocker(self._on_features):
-            set_features(layer, layer.features)  # napari's table changes features without telling the layer
+            layer.features = layer.features  # napari's table changes features without telling the layer
         self._show_counts(analysis)
         counts = self._shown.get(COUNTS)
         if counts in self.viewer.layers:
@@ -248,4 +250,3 @@ def _load(card: Path, _changed: float) -> Classifier:
     from napari_wbc.classifier import Classifier
 
     return Classifier.load(card)
-

@@ -78,10 +78,8 @@ class CropWidget(Dock):
         labels = labels_array(layer) if isinstance(layer, Labels) else None
 
         def work() -> Generator[Progress, None, Crops]:
-            from napari_wbc.classifier import ModelCard
             from napari_wbc.crop import CropSize, crop_cells
             from napari_wbc.export import write_crops
-            from napari_wbc.models import find_model
             from napari_wbc.pipeline import Progress, analyse, crop_scale
 
             from ._layers import cells_of
@@ -89,10 +87,9 @@ class CropWidget(Dock):
             yield Progress("reading the picture")
             analysis = yield from analyse(slide_of(image), labels=labels)
             cells = analysis.cells if table is None else cells_of(*table)
-            card = ModelCard.from_json(find_model().read_text(encoding="utf-8"))
             size = CropSize(side, pixels)
             yield Progress("cutting", 0, len(cells))
-            mpp = crop_scale(analysis.appearance, cells, card)
+            mpp = crop_scale(analysis.appearance, cells)
             crops = crop_cells(analysis.slide.image, cells.centroids, mpp, size)
             written = write_crops(crops, cells, folder, mpp=side / pixels) if folder else None
             return Crops(crops, cells, written)
@@ -106,17 +103,22 @@ class CropWidget(Dock):
         n = len(result.cells)
         if not n:
             return "No white cell was found."
-        features: dict[str, Any] = {KEY: {"role": CROPS, "image": image.unique_id, "cells": result.cells}}
+        metadata: dict[str, Any] = {KEY: {"role": CROPS, "image": image.unique_id, "cells": result.cells}}
         layer = find_layer(self.viewer, image, CROPS)
         if layer is None:
             selected = set(self.viewer.layers.selection)
-            self.viewer.add_image(result.crops, name=CROPS, rgb=True, metadata=features, visible=False)
+            layer = self.viewer.add_image(
+                result.crops, name=CROPS, rgb=True, metadata=metadata, units=("pixel", *image.units[-2:])
+            )
             self.viewer.layers.selection = selected
-        else:
-            layer.data = result.crops
-            layer.metadata.update(features)
+        layer.data = result.crops
+        layer.metadata.update(metadata)
+        # Beside the picture, a third of its height.
+        (top, left), (bottom, right) = image.extent.world[:, -2:]
+        step = (bottom - top) / 3 / result.crops.shape[1]
+        layer.scale, layer.translate = (1, step, step), (0, top, right + 0.03 * (right - left))
         where = f" and saved in {result.folder}" if result.folder else ""
-        return f"{n} crop{'' if n == 1 else 's'}{where}. Show the layer «crops» and move its slider."
+        return f"{n} crop{'' if n == 1 else 's'} beside the picture{where}. The slider shows one after another."
 
     def _browse(self) -> None:
         folder = QFileDialog.getExistingDirectory(self, "Save crops in")

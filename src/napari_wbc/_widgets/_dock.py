@@ -70,7 +70,6 @@ class LayerChoice(QComboBox):
         if not isalive(self):
             return
         before = self.layer
-        known = [self.itemData(index) for index in range(self.count())]
         layers: list[Layer] = [layer for layer in self._viewer.layers if self._offers(layer)]
         self.blockSignals(True)
         self.clear()
@@ -83,19 +82,18 @@ class LayerChoice(QComboBox):
             self.choose(before)
         elif self._nothing is None and layers:
             self.choose(layers[-1])
-        # napari makes a new layer the active one before it tells that it was added.
-        if self._viewer.layers.selection.active not in known:
-            self._follow_active()
         self.chosen.emit()
 
-    def _offers(self, layer: Layer) -> bool:
+    def _offers(self, layer: Any) -> bool:
         # Crops of ours are no smears.
-        return isinstance(layer, self._kind) and layer.metadata.get(KEY, {}).get("role") != CROPS
+        mark = getattr(layer, "metadata", {}).get(KEY, {})
+        return isinstance(layer, self._kind) and mark.get("role") != CROPS
 
     def choose(self, layer: Layer | None) -> None:
         """Choose a layer; nothing happens if it is not offered."""
         for index in range(self.count()):
-            if self.itemData(index) is layer:
+            # Not `is`: napari hands plugins proxies of its layers.
+            if self.itemData(index) == layer:
                 self.setCurrentIndex(index)
 
     def showPopup(self) -> None:  # noqa: N802
@@ -239,7 +237,11 @@ class Dock(QWidget):
         elif image not in self.viewer.layers:
             self.status.setText("The picture was removed meanwhile; nothing was added.")
         else:
-            self.status.setText(self.done(result, image))
+            try:
+                self.status.setText(self.done(result, image))
+            # An exception that leaves a slot ends the whole program.
+            except Exception as error:  # noqa: BLE001
+                self._fail(error)
 
     def _on_finished(self) -> None:
         stopped = self._workers and self._workers[0].abort_requested

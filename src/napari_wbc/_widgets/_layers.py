@@ -14,7 +14,7 @@ from napari_wbc.cells import UNIDENTIFIED, Cells
 from napari_wbc.count import differential
 from napari_wbc.palette import COLOURS, colour
 
-from ._source import KEY
+from ._source import KEY as KEY  # the reader marks its layers with it too
 
 if TYPE_CHECKING:
     from napari.layers import Layer
@@ -30,7 +30,6 @@ CELLS, LABELS, COUNTS = "cells", "cells labels", "counts"
 MAX_TEXTS = 500
 _TYPICAL_DIAMETER = 60.0
 _MOST_COLOURED = 2**16
-_ADDED: Mapping[str, Any] = {"label": -1, "probability": float("nan")}
 # Dark on the bright film.
 INK = "#101018"
 
@@ -85,8 +84,9 @@ def cells_of(features: pd.DataFrame | Mapping[str, Any], data: npt.ArrayLike) ->
     features : pandas.DataFrame or mapping
         The layer's features.
     data : (n, 2) float array
-        The layer's points. A point that was moved moves its cell; a point
-        that was added becomes a cell with a free label and no measurements.
+        The layer's points. A point that was moved within its cell moves the
+        centre; one that was added, or moved elsewhere, is a cell with a free
+        label and no measurements.
 
     Returns
     -------
@@ -101,14 +101,18 @@ def cells_of(features: pd.DataFrame | Mapping[str, Any], data: npt.ArrayLike) ->
             # The layer keeps single precision; only a move by the user is news.
             moved = ~np.isclose(points[:, axis], table[column].astype(float), rtol=1e-6, atol=1e-2)
             table.loc[moved, column] = points[moved, axis]
-    if {"slide", "label"} <= set(table.columns):
+    if {"slide", "label", "bbox-3"} <= set(table.columns):
         table = _number_added(table, points)
     return Cells(table)
 
 
 def _number_added(table: pd.DataFrame, points: npt.NDArray[np.float64]) -> pd.DataFrame:
     """Give added points, which napari fills with another cell's values, labels of their own."""
-    added = (table.duplicated(["slide", "label"]) | (table["label"] < 0)).to_numpy()
+    table = table.fillna({"label": 0, "at_border": False})
+    first, last = (table[[f"bbox-{k}", f"bbox-{k + 1}"]].to_numpy(dtype=float) for k in (0, 2))
+    # A point that is outside its cell is another cell.
+    outside = ~((first - 1 <= points) & (points <= last)).all(axis=1)
+    added = outside | (table.duplicated(["slide", "label"]) | (table["label"] <= 0)).to_numpy()
     if not added.any():
         return table
     table.loc[added, "label"] = max(table["label"].max(), 0) + 1 + np.arange(added.sum())
@@ -194,7 +198,7 @@ def _update(layer: Layer, data: Any, attributes: dict[str, Any]) -> None:
         layer.colormap = label_colormap()
         attributes = {name: value for name, value in attributes.items() if name != "colormap"}
     layer.data = data
-    set_features(layer, attributes["features"])
+    layer.features = attributes["features"]
     for name in ("face_color_cycle", "face_color", "edge_width", "size", "colormap", *_PLACE):
         if name in attributes:
             _set(layer, name, attributes[name])
@@ -204,13 +208,6 @@ def _update(layer: Layer, data: Any, attributes: dict[str, Any]) -> None:
     if "text" in attributes:
         layer.text.refresh(layer.features)
     layer.metadata[KEY].update(attributes["metadata"][KEY])
-
-
-def set_features(layer: Layer, features: pd.DataFrame) -> None:
-    """Set features; a point that the user adds later is told by its label."""
-    layer.features = features
-    if "label" in features and hasattr(layer, "feature_defaults"):
-        layer.feature_defaults = _ADDED
 
 
 def _set(target: Any, name: str, value: Any) -> None:
@@ -259,7 +256,6 @@ def _points_attributes(cells: Cells) -> dict[str, Any]:
     attributes: dict[str, Any] = {
         "name": CELLS,
         "features": features,
-        "feature_defaults": _ADDED,
         "size": 0.16 * diameter,
         "canvas_size_limits": (7, 16),
         "border_color": "white",
@@ -272,7 +268,7 @@ def _points_attributes(cells: Cells) -> dict[str, Any]:
         attributes["face_color_cycle"] = _colours(cells)
     texts = bool(cells.classes) and len(cells) <= MAX_TEXTS
     attributes["text"] = {
-        "string": "{class} {probability:.0%}" if texts else "",
+        "string": "{class} {probability:.0%}" if texts else {"constant": ""},
         "color": INK,
         "size": 8,
         "anchor": "center",
@@ -345,9 +341,7 @@ def _counts_table(
     }
 
 
-def _free_corner(
-    cells: Cells, extent: Sequence[int], size: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _free_corner(cells: Cells, extent: Sequence[int], size: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Return the upper left of the panel in that corner of the field where it hides the fewest cells."""
     first, last = (cells.table[[f"bbox-{k}", f"bbox-{k + 1}"]].to_numpy() for k in (0, 2))
     room = np.maximum(np.asarray(extent, dtype=float) - size, 0.0)

@@ -54,7 +54,8 @@ class Results(QWidget):
         self.table.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         header = self.table.horizontalHeader()
         header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        header.setStretchLastSection(True)
+        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
+        self.table.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.notes = QLabel()
         self.notes.setWordWrap(True)
         self.notes.setTextFormat(Qt.TextFormat.PlainText)
@@ -99,7 +100,6 @@ class Results(QWidget):
         self.table.resizeRowsToContents()
         height = self.table.horizontalHeader().sizeHint().height() + self.table.verticalHeader().length() + 4
         self.table.setFixedHeight(height)
-        self.setMinimumWidth(min(self.table.horizontalHeader().length() + 8, 420))
 
     def _add_section(self, title: str) -> None:
         row = self.table.rowCount()

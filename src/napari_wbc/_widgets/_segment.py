@@ -65,8 +65,13 @@ class SegmentWidget(Dock):
         return "\n".join([f"{n} cell{'' if n == 1 else 's'}, {scale}.", *result.notes])
 
 
-_LABELS = {"mpp": "Scale, µm/px", "working_mpp": "Working scale, µm/px", "min_nucleus_area": "Smallest nucleus, µm²",
-           "max_lobe_gap": "Widest lobe gap, µm", "max_cytoplasm": "Widest cytoplasm, µm"}
+_LABELS = {
+    "mpp": "Scale, µm/px",
+    "working_mpp": "Working scale, µm/px",
+    "min_nucleus_area": "Smallest nucleus, µm²",
+    "max_lobe_gap": "Widest lobe gap, µm",
+    "max_cytoplasm": "Widest cytoplasm, µm",
+}
 
 
 def _form() -> dict[str, QDoubleSpinBox]:

@@ -180,7 +180,7 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         patch.setattr(Path, "write_bytes", full)
         assert "the disk is full" in call("annotate", VIEW, "-o", tmp_path / "deep" / "out", code=1)
     with monkeypatch.context() as patch:  # it fills up later
-        patch.setattr("napari_wbc.export._encode", full)
+        patch.setattr("napari_wbc.export.encode", full)
         patch.setattr(Path, "write_text", full)
         assert "the disk is full" in call("annotate", VIEW, "-o", tmp_path / "deep" / "out", code=1)
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .export import RESULT_FILES, ExportError, write_cells, write_folder
+from .tables import MARK
 
 FullLayerData = tuple[Any, Mapping[str, Any], str]
 
@@ -43,9 +44,14 @@ def write_layers(path: str, layer_data: Sequence[FullLayerData]) -> list[str]:
         raise ExportError(f"{path}: there are no cells to write; select the points layer of the cells")
     cells = cells_of(points[1]["features"], points[0])
     labels = next((_labels(data, path) for data, _, kind in layer_data if kind == "labels"), None)
+    if labels is not None and _is_ours(points[1]):
+        # A cell that the user deleted is gone from the labels too.
+        labels = np.where(np.isin(labels, cells.table["label"].to_numpy()), labels, 0)
     picture = next((found for _, attributes, _ in layer_data if (found := _picture_of(attributes))), None)
     image = _image(layer_data, picture, labels)
-    folder = write_folder(path, cells, labels, image=image, picture=picture, files=(*RESULT_FILES, "differential.csv"))
+    files = (*RESULT_FILES, "differential.csv")
+    # What somebody saved is a reviewer's: no later run may replace it unasked.
+    folder = write_folder(path, cells, labels, image=image, picture=picture, files=files, corrected=True)
     return [str(file) for file in sorted(folder.iterdir())]
 
 
@@ -78,9 +84,13 @@ def _labels(data: Any, path: str) -> npt.NDArray[np.integer[Any]]:
     return labels
 
 
+def _is_ours(attributes: Mapping[str, Any]) -> bool:
+    return isinstance((attributes.get("metadata") or {}).get(MARK), Mapping)
+
+
 def _picture_of(attributes: Mapping[str, Any]) -> Path | None:
     metadata = attributes.get("metadata") or {}
-    own = metadata.get("napari-wbc")
+    own = metadata.get(MARK)
     found = own.get("picture") if isinstance(own, Mapping) else metadata.get("path")
     return Path(found) if isinstance(found, str) and Path(found).is_file() else None
 

@@ -82,7 +82,7 @@ class Appearance:
     darkest : thiazine density of the darkest nuclei.
     red : optical density (R, G, B) of the red cells; zeros if there are none.
     mpp : µm per pixel; NaN if unknown.
-    mpp_source : what mpp was measured from.
+    mpp_source : where mpp is from: ``given``, ``red cells``, ``white cells`` or ``unknown``.
     n_red_cells : number of red cells measured.
     """
 
@@ -209,10 +209,11 @@ def _scale(density: Float, foreground: float, factor: float, sensitivity: float)
         red = _red(density, factor, None, above)
         nucleus = near * red.mpp**2
         fits = red.n >= 30 or (red.n >= 3 and _fits(density, foreground, red.mpp / factor))
-        if fits and nucleus < _LARGEST_NUCLEUS_UM2:
+        # A body may hold the nuclei of two touching cells, lobes side by side are one nucleus.
+        if fits and nucleus < _LARGEST_NUCLEUS_UM2 and area * red.mpp**2 < 1.5 * _LARGEST_NUCLEUS_UM2:
             return red.mpp, "red cells", red
         # One or two red cells count if the largest nucleus has an ordinary size by them.
-        if 25 < nucleus < 140 and _largest_nucleus(density, foreground, red, sensitivity)[0]:
+        if 25 < area * red.mpp**2 < 140 and _largest_nucleus(density, foreground, red, sensitivity)[0]:
             return red.mpp, "red cells", red
         if not red.n:
             break
@@ -257,6 +258,10 @@ def appearance(rgb: npt.NDArray[np.uint8], parameters: SegmentParameters = _DEFA
     rgb : uint8 array of shape (H, W, 3)
     parameters : see `SegmentParameters`
 
+    Returns
+    -------
+    background, levels and scale of the field.
+
     Raises
     ------
     ValueError
@@ -272,14 +277,17 @@ def appearance_and_density(rgb: npt.NDArray[np.uint8], parameters: SegmentParame
     foreground = scale.foreground_level(ndi.gaussian_filter(density[..., 1], 0.7))
     if parameters.mpp is None:
         mpp, source, red = _scale(density, foreground, factor, parameters.sensitivity)
-        # In a large picture of small cells they vanish at this resolution: look closer.
-        crop = rgb
-        while red.n < 12 and crop[..., 0].size > 20 * _COARSE_PIXELS:
+        # In a large picture small cells vanish at this resolution, and clumps look like cells:
+        # look closer until two views agree.
+        crop, large = rgb, rgb[..., 0].size > 20 * _COARSE_PIXELS
+        while large and crop[..., 0].size > 5 * _COARSE_PIXELS:
             h, w = crop.shape[:2]
             crop = crop[h // 4 : h - h // 4, w // 4 : w - w // 4]
             factor = min(1.0, float(np.sqrt(_COARSE_PIXELS / crop[..., 0].size)))
             closer = _scale(density_of(reduced(crop, factor))[0], foreground, factor, parameters.sensitivity)
-            if closer[2].n > red.n or source == "unknown":
+            if source == closer[1] == "red cells" and abs(np.log(mpp / closer[0])) < 0.2:
+                break
+            if source == "unknown" or closer[1] == "red cells":
                 mpp, source, red = closer
     else:
         mpp, source, red = parameters.mpp, "given", _red(density, factor, parameters.mpp)

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -31,16 +31,16 @@ class ExportError(ValueError):
 
 
 @contextmanager
-def new_folder(target: str | Path, ours: Callable[[Path], bool]) -> Generator[Path, None, None]:
+def new_folder(target: str | Path, foreign: Callable[[Path], Sequence[str]]) -> Generator[Path, None, None]:
     """Fill a folder beside `target` that takes its place once it is complete.
 
     Parameters
     ----------
     target : str or pathlib.Path
         Where the folder shall be. One that exists is replaced as a whole.
-    ours : callable
-        Whether an entry of an existing folder is one that this package
-        writes: a folder that holds anything else is left alone.
+    foreign : callable
+        Takes a folder and names what in it this package did not write: a
+        folder that holds any such thing is left alone.
 
     Yields
     ------
@@ -55,14 +55,7 @@ def new_folder(target: str | Path, ours: Callable[[Path], bool]) -> Generator[Pa
     target = Path(target).absolute()
     made: list[Path] = []
     try:
-        foreign = [p.name for p in target.iterdir() if p.name not in DEBRIS and not ours(p)] if target.is_dir() else []
-        if foreign:
-            raise ExportError(
-                f"{target}: holds files that are no results ({', '.join(sorted(foreign)[:3])}); they would be lost: "
-                "move them or choose another folder"
-            )
-        if target.exists() and not target.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, "not a folder")
+        check_replaceable(target, foreign)
         made = _make(target.parent)
         fresh, old = _beside(target), _beside(target)
         fresh.mkdir()
@@ -84,6 +77,22 @@ def new_folder(target: str | Path, ours: Callable[[Path], bool]) -> Generator[Pa
         raise ExportError(f"{target}: cannot be written: {_remedy(error)}") from error
     finally:
         _remove_empty(made)
+
+
+def check_replaceable(target: str | Path, foreign: Callable[[Path], Sequence[str]]) -> None:
+    """Raise ExportError if a folder cannot be replaced without loss; parameters as for `new_folder`."""
+    target = Path(target).absolute()
+    try:
+        if target.exists() and not target.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "not a folder")
+        others = foreign(target) if target.is_dir() else []
+    except OSError as error:
+        raise ExportError(f"{target}: cannot be written: {_remedy(error)}") from error
+    if others:
+        raise ExportError(
+            f"{target}: holds files that are no results, or changed ones ({', '.join(sorted(others)[:3])}); they would "
+            "be lost: move them or choose another folder"
+        )
 
 
 @contextmanager

@@ -62,7 +62,8 @@ class Cells:
     Raises
     ------
     CellsError
-        If a column is missing, cannot be cast, or a probability lies outside 0 to 1.
+        If a column is missing, cannot be cast, a probability lies outside 0 to 1,
+        or two rows have the same slide and label.
 
     Notes
     -----
@@ -117,6 +118,16 @@ class Cells:
             Names of the k classes.
         threshold : float
             A cell whose likeliest class is less probable is *unidentified*.
+
+        Returns
+        -------
+        Cells
+            With the columns ``p_<class>``, rounded to 6 digits, in place of earlier ones.
+
+        Raises
+        ------
+        CellsError
+            If the probabilities are not one row a cell and one column a class.
         """
         if probabilities.shape != (len(self), len(classes)):
             raise CellsError(
@@ -194,6 +205,11 @@ def measure(
     -------
     Cells
         One row an id, in increasing order, not classified yet.
+
+    Raises
+    ------
+    CellsError
+        If a label is negative.
     """
     from skimage.measure import regionprops_table
 

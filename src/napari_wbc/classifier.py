@@ -55,6 +55,12 @@ class ModelCard:
         What it is, its licence, and the data, split and command it comes from.
     results : tuple of mappings
         Measured results, each with its data and split.
+
+    Raises
+    ------
+    ValueError
+        If classes are missing, equal or called *unidentified*, if the temperature
+        is not positive, the threshold not within 0 to 1, or a step is unknown.
     """
 
     name: str
@@ -139,6 +145,8 @@ class Classifier:
             If there is no such model.
         ModelError
             If its files are damaged, do not belong together, or are not safetensors.
+        RuntimeError, AssertionError
+            If torch cannot use the device.
         """
         card_path = find_model(model)
         try:
@@ -188,7 +196,7 @@ class Classifier:
         Raises
         ------
         ValueError
-            If the crops are not of the card's size.
+            If the crops are not uint8 of the card's size, or the masks do not fit them.
         """
         size = self.card.crop.pixels
         if crops.shape[1:] != (size, size, 3) or crops.dtype != np.uint8:

@@ -11,9 +11,12 @@ from typing import Annotated, Any
 import typer
 
 from .console import USAGE, Run, bar, load_classifier, print_differential, print_table, say, stop, told
-from .inputs import Input, printable
+from .inputs import printable
 
-_CODES = "Exit codes: 0 all went well, 1 everything failed, 2 wrong usage, 3 some files failed (the others are done)."
+_CODES = (
+    "Exit codes: 0 all went well, 1 everything failed, 2 wrong usage, 3 some files failed (the others are done), "
+    "130 stopped with Ctrl-C."
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -53,6 +56,7 @@ Threshold = Annotated[
     typer.Option(callback=_share, help="Cells less probable are unidentified; the model's own if not given."),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest if not given.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that were corrected, too.")]
 Megapixels = Annotated[float, typer.Option(min=0.0, help="Larger pictures are refused.")]
 
 
@@ -88,18 +92,20 @@ def annotate(
     threshold: Threshold = None,
     device: Device = None,
     max_megapixels: Megapixels = 250.0,
+    overwrite: Overwrite = False,
 ) -> None:
     """Find, classify and count the white cells of pictures.
 
     Each picture gets a folder with its cells (CSV, Parquet, GeoJSON for QuPath), labels and an
     annotated picture. differential.csv counts each picture and all together; run.json says how.
+    Results that you corrected are kept: the picture fails then.
     """
-    from .export import write_results
+    from .keep import ResultFolders
     from .record import Settings, count_run
 
     run = Run("annotate", images, Settings(mpp, threshold, max_megapixels))
     classifier = load_classifier(model, device)
-    run.work(classifier, lambda item, analysis: write_results(analysis, output / item.folder), output)
+    run.work(classifier, ResultFolders(output, overwrite=overwrite))
     with told():
         if run.done:
             blocks, pooled = count_run(run.done)
@@ -111,14 +117,19 @@ def annotate(
 
 
 @app.command(epilog=_CODES)
-def segment(images: Images, output: Output, mpp: Mpp = None, max_megapixels: Megapixels = 250.0) -> None:
+def segment(
+    images: Images,
+    output: Output,
+    mpp: Mpp = None,
+    max_megapixels: Megapixels = 250.0,
+    overwrite: Overwrite = False,
+) -> None:
     """Find and measure the white cells of pictures, without classes: labels.tif and cells.csv for each."""
-    from .export import write_results
+    from .keep import ResultFolders
     from .record import Settings
 
     run = Run("segment", images, Settings(mpp, None, max_megapixels))
-    files = ("cells.csv", "labels.tif")
-    run.work(None, lambda item, analysis: write_results(analysis, output / item.folder, files=files), output)
+    run.work(None, ResultFolders(output, ("cells.csv", "labels.tif"), overwrite=overwrite))
     with told():
         run.keep(output, None, None)
     say(f"{sum(len(outcome.cells or ()) for outcome in run.done)} cells in {len(run.done)} pictures")
@@ -139,10 +150,9 @@ def crop(
 ) -> None:
     """Cut out the white cells of pictures, all at one scale, into a folder for each class (ImageFolder)."""
     from .classifier import ModelCard
-    from .crop import CropSize, crop_cells
-    from .export import write_crops
+    from .crop import CropSize
+    from .keep import CropFolder
     from .models import find_model
-    from .pipeline import Analysis, crop_scale
     from .record import Settings, pool
 
     run = Run("crop", images, Settings(mpp, threshold, max_megapixels))
@@ -152,17 +162,14 @@ def crop(
         size = CropSize(side_um if side_um is not None else card.crop.side_um, pixels or card.crop.pixels)
     except ValueError as error:
         stop(str(error), USAGE)
-    crops: list[Any] = []
-
-    def cut(_: Input, analysis: Analysis) -> None:
-        scale = crop_scale(analysis.appearance, analysis.cells)
-        crops.extend(crop_cells(analysis.slide.image, analysis.cells.centroids, scale, size))
-
-    run.work(classifier, cut, output)
+    folder = CropFolder(output, size)
+    run.work(classifier, folder)
+    result = f"{len(folder.crops)} crops in {output}"
     if run.done:
         with told():
-            write_crops(crops, pool(run.done), output, mpp=size.side_um / size.pixels)
-    run.end(f"{len(crops)} crops in {output}")
+            if not folder.finish(pool(run.done), stopped=run.stopped):
+                result = f"Nothing written: the crops of an earlier run stay in {output}"
+    run.end(result)
 
 
 @app.command(epilog=_CODES)

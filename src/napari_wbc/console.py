@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from .classifier import Classifier, ModelCard
-    from .pipeline import Analysis
+    from .keep import Keeper
     from .record import Outcome, Settings
 
 ALL_FAILED, USAGE, SOME_FAILED, STOPPED = 1, 2, 3, 130
@@ -75,18 +75,17 @@ class Run:
         self.failures.append(printable(path))
         say(f"Failed: {path}: {reason}", error=True)
 
-    def work(self, classifier: Classifier | None, write: Callable[[Input, Analysis], Any], output: Path) -> None:
-        """Analyse the pictures; what `write` keeps of each goes into the folder `output`."""
-        from .atomic import check_writable
+    def work(self, classifier: Classifier | None, keeper: Keeper) -> None:
+        """Analyse the pictures and keep of each what `keeper` keeps."""
         from .record import analyse_files
 
         with told():
-            check_writable(output)
+            keeper.check()
         for name in ("matplotlib", "pyarrow.parquet", "scipy.stats", "skimage.measure", "tifffile"):
             import_module(name)
         self.start = time.perf_counter()  # without the time to import and to load
         try:
-            for outcome in bar(analyse_files(self.inputs, classifier, self.settings, write), self.inputs):
+            for outcome in bar(analyse_files(self.inputs, classifier, self.settings, keeper), self.inputs):
                 self.outcomes.append(outcome)
                 self.notes.update(outcome.notes)
                 if outcome.error:
@@ -113,7 +112,11 @@ class Run:
 
     def end(self, result: str, n_done: int | None = None) -> NoReturn:
         """Say how it went and leave with the exit code that says the same."""
+        from .record import scales
+
         n_done = len(self.done) if n_done is None else n_done
+        for line in scales(self.outcomes):
+            say(line)
         for note, n in self.notes.items():
             say(f"Note: {note} ({n} of {len(self.inputs)})")
         if self.failures:

@@ -90,6 +90,11 @@ def crop_masks(
     -------
     (n, pixels, pixels) uint8 array
         255 in the cell, 0 outside, between at its edge.
+
+    Raises
+    ------
+    ValueError
+        If `mpp` is not a positive number.
     """
     masks = np.zeros((len(ids), size.pixels, size.pixels), np.uint8)
     for k, (label, centroid) in enumerate(zip(ids, centroids, strict=True)):
@@ -110,7 +115,10 @@ def _resample(
     from PIL import Image
 
     if not (np.isfinite(mpp) and mpp > 0):
-        raise ValueError(f"crops need the scale of the picture in µm per pixel, not {mpp}; give --mpp")
+        raise ValueError(
+            f"crops need the scale of the picture, not {mpp}; give the scale in µm per pixel (--mpp, or Scale under "
+            "Advanced)"
+        )
     side = size.side_um / mpp
     # skimage's centroids count pixel centres from 0; the box counts pixel edges.
     top, left = centroid[0] + 0.5 - side / 2, centroid[1] + 0.5 - side / 2

@@ -1,9 +1,9 @@
-"""Results on disk, and back: tables, labels, outlines for QuPath, annotated pictures, crops by class."""
+"""The folder of results of one picture: table, labels, outlines for QuPath, annotated picture, and back."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Collection, Sequence
+import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from .atomic import ExportError, new_file, new_folder, safe_name
-from .cells import COLUMNS, PROBABILITY_PREFIX, Cells, CellsError
-from .geojson import Rings, from_geojson, outlines, to_geojson
+from .atomic import DEBRIS, ExportError, check_replaceable, new_folder, safe_name
+from .cells import Cells
+from .crop_folder import write_crops
+from .geojson import outlines
+from .review import check_uncorrected, differs_from_model, mark_of
+from .tables import MARK, encode, read_cells, write_cells
 
 if TYPE_CHECKING:
     from .pipeline import Analysis
@@ -25,12 +28,7 @@ __all__ = [
 ]  # fmt: skip
 
 RESULT_FILES = ("cells.csv", "cells.parquet", "cells.geojson", "labels.tif", "annotated.png")
-CELL_SUFFIXES = (".csv", ".parquet", ".geojson")
-MPP_TEXT = "napari-wbc:mpp"
-UNCLASSIFIED = "unclassified"
 _CREATOR = "napari-wbc"
-_NUMBER = r"-?(?:0|[1-9]\d*)"
-_REAL = rf"(?:{_NUMBER}(?:\.\d+)?(?:[eE][+-]?\d+)?|-?inf)"
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,14 @@ class Results:
     image: Path | None = None
 
 
-def write_results(analysis: Analysis, folder: str | Path, *, files: Collection[str] = RESULT_FILES) -> Path:
+def write_results(
+    analysis: Analysis,
+    folder: str | Path,
+    *,
+    files: Collection[str] = RESULT_FILES,
+    corrected: bool = False,
+    overwrite: bool = False,
+) -> Path:
     """Write the results of a field into a folder.
 
     Parameters
@@ -63,7 +68,12 @@ def write_results(analysis: Analysis, folder: str | Path, *, files: Collection[s
         Where to. It appears whole or not at all; earlier results in it are
         replaced, other files are never touched.
     files : collection of str
-        Which of `RESULT_FILES` to write.
+        Which of `RESULT_FILES` to write, and ``differential.csv`` if it is named.
+    corrected : bool
+        Whether a reviewer changed the cells. Where a class is not the one
+        that the model gave they count as corrected anyway.
+    overwrite : bool
+        Whether the model's results may replace corrected ones.
 
     Returns
     -------
@@ -73,10 +83,19 @@ def write_results(analysis: Analysis, folder: str | Path, *, files: Collection[s
     Raises
     ------
     ExportError
-        If the folder cannot be written or holds other files.
+        If the folder cannot be written, holds other files, or holds
+        corrected results and these are not.
     """
+    corrected = corrected or differs_from_model(analysis.cells, analysis.threshold)
     return write_folder(
-        folder, analysis.cells, analysis.labels, image=analysis.slide.image, picture=analysis.slide.path, files=files
+        folder,
+        analysis.cells,
+        analysis.labels,
+        image=analysis.slide.image,
+        picture=analysis.slide.path,
+        files=files,
+        corrected=corrected,
+        overwrite=overwrite,
     )
 
 
@@ -88,21 +107,53 @@ def write_folder(
     image: npt.NDArray[np.uint8] | None = None,
     picture: Path | None = None,
     files: Collection[str] = RESULT_FILES,
+    corrected: bool = False,
+    overwrite: bool = False,
 ) -> Path:
-    """Write cells and labels into a folder as `write_results` does; without `image` no annotated picture.
+    """Write cells and labels into a folder as `write_results` does.
 
-    ``differential.csv`` is written too if `files` names it.
+    Parameters
+    ----------
+    folder : str or pathlib.Path
+        Where to; earlier results in it are replaced as a whole.
+    cells : Cells
+        The cells, corrected or not.
+    labels : (H, W) integer array or None
+        The cells' ids; without them no ``labels.tif``, and boxes for outlines.
+    image : (H, W, 3) uint8 array, optional
+        The field; without it no ``annotated.png``.
+    picture : pathlib.Path, optional
+        The field's file, noted in ``labels.tif``.
+    files : collection of str
+        Which of `RESULT_FILES` to write, and ``differential.csv`` if it is named.
+    corrected, overwrite : bool
+        As for `write_results`; without the threshold, *unidentified* is
+        taken for the model's word.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    ExportError
+        If the folder cannot be written, holds other files, or holds
+        corrected results and these are not.
     """
     from .count import differential
 
     folder = Path(folder)
+    corrected = corrected or differs_from_model(cells)
+    check_folder(folder, overwrite=corrected or overwrite)
+    mark = json.dumps(mark_of(cells, corrected=corrected))
     rings = outlines(labels) if labels is not None and {"cells.geojson", "annotated.png"} & set(files) else {}
-    with new_folder(folder, lambda path: path.is_file() and path.name in {*RESULT_FILES, "differential.csv"}) as fresh:
+    with new_folder(folder, _foreign) as fresh:
         for name in [name for name in files if name.startswith("cells.")]:
-            (fresh / name).write_bytes(_encode(cells, Path(name).suffix, rings))
+            (fresh / name).write_bytes(encode(cells, Path(name).suffix, rings, mark))
         if labels is not None and "labels.tif" in files:
             mpp = float(cells.table["mpp"].iloc[0]) if len(cells) else float("nan")
-            _write_labels(fresh / "labels.tif", labels, mpp, picture)
+            _write_labels(fresh / "labels.tif", labels, mpp, picture, mark)
         if image is not None and "annotated.png" in files:
             from .picture import annotated
 
@@ -112,6 +163,26 @@ def write_folder(
             blocks = [differential(Cells(cells.table[cells.table["slide"] == name]), name) for name in slides]
             pd.concat(blocks).to_csv(fresh / "differential.csv", index=False)
     return folder
+
+
+def check_folder(folder: str | Path, *, overwrite: bool) -> None:
+    """Raise ExportError if results may not be written into a folder, before work is lost on it.
+
+    Parameters
+    ----------
+    folder : str or pathlib.Path
+        Where results shall go.
+    overwrite : bool
+        Whether corrected results may be replaced.
+    """
+    check_replaceable(folder, _foreign)
+    if not overwrite:
+        check_uncorrected(folder)
+
+
+def _foreign(folder: Path) -> list[str]:
+    ours = {*RESULT_FILES, "differential.csv", *DEBRIS}
+    return [path.name for path in folder.iterdir() if path.name not in ours or not path.is_file()]
 
 
 def read_results(folder: str | Path) -> Results:
@@ -137,219 +208,9 @@ def read_results(folder: str | Path) -> Results:
     return Results(cells, labels, picture)
 
 
-def write_cells(cells: Cells, path: str | Path, labels: npt.NDArray[np.integer[Any]] | None = None) -> Path:
-    """Write a table of cells as CSV, Parquet or GeoJSON, by the suffix.
-
-    Parameters
-    ----------
-    cells : Cells
-        The table; columns of the user's own are written too.
-    path : str or pathlib.Path
-        Ends in ``.csv``, ``.parquet`` or ``.geojson``.
-    labels : (H, W) integer array, optional
-        For the outlines in GeoJSON; bounding boxes without it.
-
-    Raises
-    ------
-    ExportError
-        For another suffix, or if the file cannot be written.
-
-    Notes
-    -----
-    CSV carries no types: text of the user's own that reads as a number comes
-    back as one, dates and categories come back as text. Parquet keeps them.
-    """
-    path = Path(path)
-    _check_suffix(path)
-    data = _encode(cells, path.suffix.lower(), outlines(labels) if labels is not None else {})
-    with new_file(path) as fresh:
-        fresh.write_bytes(data)
-    return path
-
-
-def read_cells(path: str | Path) -> Cells:
-    """Read a table of cells that `write_cells` or `write_results` wrote.
-
-    Raises
-    ------
-    CellsError
-        If the file is damaged or holds something else; the message names it.
-    ExportError
-        If the file cannot be read or has another suffix.
-    """
-    path = Path(path)
-    _check_suffix(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ExportError(f"{path}: cannot be read: {error.strerror or error}; give a file of cells") from error
-    try:
-        cells = _decode(data, path.suffix.lower())
-        if not np.isfinite(cells.centroids).all():
-            raise CellsError("centroid-0 and centroid-1 must be numbers")
-    except (ValueError, OverflowError) as error:
-        raise CellsError(f"{path}: not a table of cells: {error}") from error
-    return cells
-
-
-def write_crops(
-    crops: npt.NDArray[np.uint8] | Sequence[npt.NDArray[np.uint8]],
-    cells: Cells,
-    folder: str | Path,
-    *,
-    mpp: float | None = None,
-) -> Path:
-    """Write crops as ``<class>/<slide>_<label>.png`` with a table, ``crops.csv``.
-
-    Parameters
-    ----------
-    crops : (n, S, S, 3) uint8 array
-        One crop a cell (`napari_wbc.crop.crop_cells`).
-    cells : Cells
-        The cells, in the same order; those without a class go to *unclassified*.
-    folder : str or pathlib.Path
-        Where to; appears whole or not at all and replaces earlier crops.
-    mpp : float, optional
-        Micrometres per pixel of the crops, written into each PNG (its pHYs
-        tag, and exactly in the text ``napari-wbc:mpp``).
-
-    Raises
-    ------
-    ExportError
-        If the folder cannot be written or holds other files.
-    """
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    folder = Path(folder)
-    if len(crops) != len(cells):
-        raise ExportError(f"{len(cells)} cells need as many crops, not {len(crops)}")
-    files = _crop_files(cells)
-    table = cells.table.copy()
-    table.insert(0, "file", files)
-    info = PngInfo()
-    tags: dict[str, Any] = {"pnginfo": info}
-    if mpp is not None:
-        info.add_text(MPP_TEXT, repr(float(mpp)))
-        tags["dpi"] = (25400 / mpp, 25400 / mpp)
-    with new_folder(folder, _is_crops) as fresh:
-        for crop, name in zip(crops, files, strict=True):
-            (fresh / name).parent.mkdir(exist_ok=True)
-            Image.fromarray(crop).save(fresh / name, **tags)
-        _as_text(table).to_csv(fresh / "crops.csv", index=False)
-    return folder
-
-
-def _crop_files(cells: Cells) -> list[str]:
-    files: list[str] = []
-    taken: set[str] = set()
-    for slide, label, name in cells.table[["slide", "label", "class"]].itertuples(index=False):
-        stem = safe_name(str(Path(slide).with_suffix("")) if slide else "cell")[:60]
-        base = f"{safe_name(name) if name else UNCLASSIFIED}/{stem}_{label}"
-        file, n = base, 1
-        while file.casefold() in taken:  # slides a.png and a.jpg, or B and b on a file system that ignores case
-            n += 1
-            file = f"{base}_{n}"
-        taken.add(file.casefold())
-        files.append(file + ".png")
-    return files
-
-
-def _is_crops(path: Path) -> bool:
-    return path.name == "crops.csv" or (path.is_dir() and all(p.suffix == ".png" for p in path.iterdir()))
-
-
-def _check_suffix(path: Path) -> None:
-    if path.suffix.lower() not in CELL_SUFFIXES:
-        raise ExportError(f"{path}: cells are kept in files that end in {', '.join(CELL_SUFFIXES)}")
-
-
-def _encode(cells: Cells, suffix: str, rings: dict[int, Rings]) -> bytes:
-    if suffix == ".csv":
-        return _as_text(cells.table).to_csv(index=False).encode("utf-8")
-    if suffix == ".geojson":
-        return to_geojson(cells, rings).encode("utf-8")
-    buffer = io.BytesIO()
-    table = cells.table.rename(columns=str)
-    try:
-        table.to_parquet(buffer, index=False)
-    except (ValueError, TypeError) as error:  # pyarrow's errors are both
-        raise ExportError(f"a column mixes types that Parquet cannot hold ({error}); make it text") from error
-    return buffer.getvalue()
-
-
-def _decode(data: bytes, suffix: str) -> Cells:
-    if suffix == ".geojson":
-        return from_geojson(data.decode("utf-8"))
-    if suffix == ".csv":
-        return _cells_of_text(data.decode("utf-8-sig"))
-    try:
-        return Cells(pd.read_parquet(io.BytesIO(data)))
-    except CellsError:
-        raise
-    # pyarrow raises whatever a broken file makes it raise.
-    except Exception as error:
-        raise CellsError(f"not Parquet or cut short ({error}); write the file again") from error
-
-
-def _as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """Tell a missing value from an empty text in the columns that are not of the schema."""
-    table = table.rename(columns=str)
-    for name in _extra(table.columns):
-        table[name] = table[name].astype(object).where(table[name].notna(), "NaN")
-    return table
-
-
-def _extra(columns: pd.Index) -> list[str]:
-    return [name for name in columns if name not in COLUMNS and not name.startswith(PROBABILITY_PREFIX)]
-
-
-def _cells_of_text(text: str) -> Cells:
-    if ";" in text.partition("\n")[0] and "," not in text.partition("\n")[0]:
-        raise CellsError("its columns are separated by semicolons; save it with commas and decimal points")
-    try:
-        table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
-    except ValueError as error:  # pandas.errors.ParserError and EmptyDataError
-        raise CellsError(f"not CSV or cut short ({error}); write the file again") from error
-    short = table.isna().any(axis=1)
-    if short.any():
-        raise CellsError(f"line {int(short.argmax()) + 2} is cut short; write the file again")
-    table = table.astype(object)
-    for name in table.columns:
-        if name in COLUMNS or name.startswith(PROBABILITY_PREFIX):
-            dtype = COLUMNS[name].dtype if name in COLUMNS else "float64"
-            table[name] = _read_column(table[name], name, dtype)
-        else:
-            table[name] = _guess(table[name])
-    return Cells(table)
-
-
-def _read_column(values: pd.Series, name: str, dtype: str) -> pd.Series:
-    if dtype == "bool":
-        known = values.str.casefold().map({"true": True, "false": False})
-        if known.isna().any():
-            raise CellsError(f"column {name} must hold True or False")
-        return known.astype(bool)
-    if dtype == "float64":
-        return values.replace("", "nan").astype(np.float64)
-    return values
-
-
-def _guess(values: pd.Series) -> pd.Series:
-    """Give a column of text the type that writes exactly this text."""
-    known = values[~values.isin(["", "NaN"])]
-    whole = len(known) == len(values)
-    if len(known) and known.isin(["True", "False"]).all():
-        flags = values.map({"True": True, "False": False, "NaN": np.nan})
-        return flags.astype(bool) if whole else flags
-    if len(known) and whole and known.str.fullmatch(_NUMBER).all() and known.str.len().max() < 19:
-        return values.astype(np.int64)
-    if (len(known) and known.str.fullmatch(_REAL).all()) or (len(values) and values.eq("NaN").all()):
-        return values.replace("", "nan").astype(np.float64)
-    return values.where(values != "NaN", None).infer_objects() if not whole else pd.Series(values.tolist())
-
-
-def _write_labels(path: Path, labels: npt.NDArray[np.integer[Any]], mpp: float, picture: Path | None) -> None:
+def _write_labels(
+    path: Path, labels: npt.NDArray[np.integer[Any]], mpp: float, picture: Path | None, mark: str
+) -> None:
     import tifffile
 
     highest = int(labels.max(initial=0))
@@ -357,7 +218,7 @@ def _write_labels(path: Path, labels: npt.NDArray[np.integer[Any]], mpp: float, 
     tags: dict[str, Any] = {}
     if np.isfinite(mpp):
         tags = {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
-    metadata = {"creator": _CREATOR, "picture": str(picture.absolute()) if picture else None}
+    metadata = {"creator": _CREATOR, "picture": str(picture.absolute()) if picture else None, MARK: mark}
     tifffile.imwrite(path, labels.astype(dtype), compression="zlib", metadata=metadata, **tags)
 
 

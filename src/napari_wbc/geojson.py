@@ -80,6 +80,11 @@ def to_geojson(cells: Cells, rings: Mapping[int, Rings] | None = None) -> str:
         Outlines by id (`outlines`). A cell without one gets its bounding
         box, and where that is empty its centre.
 
+    Returns
+    -------
+    str
+        JSON; coordinates are (x, y) in pixels as in `outlines`.
+
     Notes
     -----
     Numbers are in ``measurements``, the class in ``classification``, what is

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from .atomic import safe_name
@@ -48,7 +49,8 @@ def find_images(arguments: Iterable[str | Path]) -> tuple[list[Path], list[tuple
     -------
     images : list of pathlib.Path
         In the order of the arguments, sorted within each; no file twice.
-        Results of an earlier run that lie in a folder are left out.
+        Results and crops of an earlier run are left out, unless a file or
+        the folder of the crops is named itself.
     missing : list of (pathlib.Path, str)
         Arguments that mean no picture, each with the reason.
     """
@@ -70,19 +72,36 @@ def _expand(path: Path) -> tuple[list[Path], str]:
         return _within(path), f"the folder holds no picture ({', '.join(IMAGE_SUFFIXES)})"
     if glob.has_magic(str(path)):
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - relative and absolute
-        found = [file for match in matches for file in (_within(match) if match.is_dir() else [match])]
-        return [file for file in found if _is_image(file)], "no picture matches the pattern"
+        fixed = takewhile(lambda part: not glob.has_magic(part), path.parts)
+        files = [match for match in matches if _is_image(match)]
+        found = _without_crops(files, Path(*fixed)) + [f for match in matches if match.is_dir() for f in _within(match)]
+        return sorted(set(found)), "no picture matches the pattern"
     return [], "no such file or folder; check the spelling"
 
 
 def _within(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if _is_image(path))
+    return _without_crops(sorted(path for path in folder.rglob("*") if _is_image(path)), folder)
+
+
+def _without_crops(files: Iterable[Path], root: Path) -> list[Path]:
+    """Drop crops that lie below the folder that the user named."""
+    from .crop_folder import holds_crops
+
+    known = {root: False}
+
+    def among_crops(folder: Path) -> bool:
+        if folder not in known:
+            known[folder] = holds_crops(folder) or (folder != folder.parent and among_crops(folder.parent))
+        return known[folder]
+
+    return [file for file in files if not among_crops(file.parent)]
 
 
 def _is_image(path: Path) -> bool:
     if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or not path.is_file():
         return False
-    ours = path.name in ("labels.tif", "annotated.png") and (path.parent / "cells.csv").is_file()
+    tables = (path.parent / "cells.csv", path.parent / "cells.parquet")
+    ours = path.name in ("labels.tif", "annotated.png") and any(table.is_file() for table in tables)
     return not ours and not path.parent.name.endswith(".partial")
 
 

@@ -100,6 +100,10 @@ def outlines(nuclei: Labels, density: Float, around: Surroundings) -> list[Outli
     nuclei : int32 array of shape (H, W), consecutive from 1
     density : float32 array of shape (H, W, 3), optical density
     around : see `Surroundings`
+
+    Returns
+    -------
+    one outline a nucleus, in pixels of ``nuclei``.
     """
     if not nuclei.any():
         return []

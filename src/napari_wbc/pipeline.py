@@ -61,7 +61,7 @@ class Analysis:
     card : ModelCard or None
         The model that gave the classes; None if cells were only segmented.
     threshold : float
-        Cells less probable are unidentified.
+        Cells less probable are unidentified; 0 if cells were only segmented.
     notes : tuple of str
         What the user should know: conversions, a scale that was assumed.
     """
@@ -95,14 +95,15 @@ def analyse(
     Parameters
     ----------
     slide : Slide
-        The field. Its `mpp`, or that of the parameters, overrides the scale
-        that is measured from the red cells.
+        The field. The `mpp` of the parameters, or else its own, overrides
+        the scale that is measured from the red cells.
     classifier : Classifier, optional
         Without one, cells are segmented and measured only.
     parameters : SegmentParameters, optional
         How to segment.
     labels : (H, W) integer array, optional
-        Regions to classify in place of a segmentation of our own.
+        Regions to classify in place of a segmentation of our own; their
+        nuclei are then not measured.
     threshold : float, optional
         Cells whose likeliest class is less probable are *unidentified*; the
         card's threshold if not given.
@@ -120,6 +121,8 @@ def analyse(
     ------
     ImageError
         If `labels` do not fit the picture.
+    ValueError
+        If a given scale is not above 0 and at most 5 µm per pixel.
     """
     from dataclasses import replace
 
@@ -190,13 +193,23 @@ def annotate(
     Returns
     -------
     Cells
+        A row a cell.
+
+    Raises
+    ------
+    ImageError
+        If the picture cannot be used, or `labels` do not fit it.
+    ModelError, FileNotFoundError
+        If the model cannot be used, or there is none of that name.
+    ValueError
+        If `mpp` is not above 0 and at most 5.
 
     Examples
     --------
     >>> import napari_wbc
     >>> cells = napari_wbc.annotate(napari_wbc.samples()[0].path)
-    >>> cells.table["class"].tolist()
-    ['neutrophil']
+    >>> len(cells)
+    18
     """
     from .classifier import Classifier
 
@@ -227,8 +240,7 @@ def check_labels(labels: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArra
 def crop_scale(look: Appearance, cells: Cells) -> float:
     """Return the µm per pixel to crop with; where it is unknown the cells themselves are the ruler.
 
-    A white cell is then taken to fill the share of the crop that it fills
-    in a picture of known scale: 13 µm for the median cell.
+    The median cell is then taken to be 13 µm wide. NaN where no cell has an area.
     """
     if np.isfinite(look.mpp):
         return float(look.mpp)
@@ -240,8 +252,10 @@ ASSUMED_CELL_UM = 13.0
 
 
 def _scale_notes(look: Appearance, n: int) -> list[str]:
-    if look.mpp_source == "given" or look.mpp_source == "red cells":
+    if look.mpp_source in ("given", "red cells"):
         return []
     if look.mpp_source == "white cells":
         return ["too few red cells to measure the scale: it was taken from the white cells; give µm per pixel"]
-    return ["the scale is unknown: cells were taken to be 13 µm wide; give µm per pixel"] if n else []
+    if n:
+        return ["the scale is unknown: cells were taken to be 13 µm wide; give µm per pixel"]
+    return ["no red or white cell was recognised, so the scale is unknown; if there are white cells, give µm per pixel"]

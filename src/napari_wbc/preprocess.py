@@ -35,8 +35,9 @@ def white_point(crops: Tensor, masks: Tensor, size: CropSize, *, share: float = 
     Parameters
     ----------
     share : float
-        The background is the mean of this share of the crop, the brightest
-        4 × 4 blocks but for the very brightest half as many (reflections).
+        Of the 4 × 4 blocks, ranked by brightness, the first half of this share
+        is passed over (reflections), and the mean of the next one and a half
+        times this share is the background.
     """
     white = _extreme(crops, block=4, share=share)
     return (crops / white.clamp_min(0.02)).clamp(0, 1), masks
@@ -80,7 +81,9 @@ def dark_point(
     Parameters
     ----------
     density : float
-        Density in green that the darkest twentieth of the middle of the cell gets.
+        Density (natural logarithm) in green that the darkest parts of the cell
+        get: of the 3 × 3 blocks of the middle half of the crop, the mean of
+        those that rank between the darkest 2.5 and 10 %.
     low, high : float
         Limits of the factor.
     """
@@ -135,6 +138,11 @@ def apply_steps(crops: Tensor, masks: Tensor, steps: Sequence[Mapping[str, Any]]
         ``{"step": name, **parameters}`` in order.
     size : CropSize
         The crops' size, for steps that measure in µm.
+
+    Returns
+    -------
+    (n, 3, S, S) float32 tensor
+        What the network takes.
     """
     import torch
 

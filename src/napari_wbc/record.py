@@ -6,11 +6,12 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from .atomic import new_file
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from .cells import Cells
     from .classifier import Classifier, ModelCard
-    from .pipeline import Analysis
+    from .keep import Keeper
 
 FORMAT = "napari-wbc run"
 
@@ -78,7 +79,7 @@ def analyse_files(
     inputs: Iterable[Input],
     classifier: Classifier | None,
     settings: Settings,
-    write: Callable[[Input, Analysis], Any],
+    keeper: Keeper,
 ) -> Iterator[Outcome]:
     """Analyse pictures one after the other; one that fails does not stop the others.
 
@@ -90,8 +91,8 @@ def analyse_files(
         None segments only.
     settings : Settings
         For all pictures.
-    write : callable
-        Called with each picture and its analysis, to keep what shall be kept.
+    keeper : Keeper
+        Keeps what shall be kept of each picture; one that it cannot keep is not read.
 
     Yields
     ------
@@ -103,11 +104,12 @@ def analyse_files(
     from .slide import Slide
 
     def outcome(item: Input) -> Outcome:
+        keeper.prepare(item)
         slide = Slide.open(item.path, mpp=settings.mpp, max_megapixels=settings.max_megapixels)
         slide = replace(slide, name=item.slide)
         parameters = SegmentParameters(mpp=settings.mpp)
         found = run(analyse(slide, classifier, parameters=parameters, threshold=settings.threshold))
-        write(item, found)
+        keeper.write(item, found)
         look = found.appearance
         return Outcome(item, found.cells, found.threshold, look.mpp, look.mpp_source, found.notes, slide.sha256())
 
@@ -122,6 +124,8 @@ def analyse_files(
         # A picture that trips over a bug must not cost the results of the others.
         except Exception as error:  # noqa: BLE001
             result = Outcome(item, error=f"unexpected {type(error).__name__}: {error}; please report it")
+        if result.error:
+            result = replace(result, error=keeper.failed(item, result.error))
         yield replace(result, seconds=time.perf_counter() - start)
 
 
@@ -171,6 +175,26 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
         "mpp_source": outcome.mpp_source,
         "notes": list(outcome.notes),
     }
+
+
+def scales(outcomes: Iterable[Outcome]) -> list[str]:
+    """Say for each source of the scale what it was: the first thing to check of a run."""
+    found: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        if outcome.cells is not None:
+            found.setdefault(outcome.mpp_source, []).append(outcome.mpp)
+    return [_scale(source, found[source]) for source in sorted(found)]
+
+
+def _scale(source: str, values: list[float]) -> str:
+    pictures = f"{len(values)} picture{'s' if len(values) != 1 else ''}"
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return f"Scale unknown in {pictures}"
+    words = {"given": "as given", "red cells": "measured from the red cells"}
+    how = words.get(source, f"assumed from the {source}")
+    spread = f", {min(known):.3g} to {max(known):.3g}" if len(known) > 1 else ""
+    return f"Scale {median(known):.3g} µm per pixel, {how} ({pictures}{spread})"
 
 
 def count_run(outcomes: Sequence[Outcome]) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -170,7 +170,7 @@ def hue(density: Float) -> Float:
 
 
 def foreground_level(density: Float) -> float:
-    """Optical density that separates cells from empty background, by Otsu within limits."""
+    """Optical density that separates cells from empty background: 0.8 of Otsu's, within 0.04 to 0.12."""
     inside = np.clip(density, 0.0, 0.4)
     if float(np.ptp(inside)) < 0.02:
         return 0.05

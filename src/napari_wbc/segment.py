@@ -78,6 +78,10 @@ def segment(
     parameters : see `SegmentParameters`
     appearance : of the field or slide; estimated from ``rgb`` if None
 
+    Returns
+    -------
+    the cells and their nuclei; none where the scale is unknown or the field shows no nucleus.
+
     Raises
     ------
     ValueError
@@ -164,7 +168,7 @@ def _split(pieces: Labels, unit: float) -> Labels:
         if region.area * unit * unit < _LARGEST_PAIR_UM2 / 2 or region.solidity > 0.92:
             continue
         depth = ndi.distance_transform_edt(np.pad(region.image, 1))[1:-1, 1:-1]
-        peaks = h_maxima(depth, 0.25 * float(depth.max()))
+        peaks = h_maxima(depth, 0.35 * float(depth.max()))
         markers, n = ndi.label(peaks, np.ones((3, 3)))
         if n > 1:
             parts = watershed(-depth, markers, mask=region.image, watershed_line=True)
@@ -243,6 +247,10 @@ def _cells(
                 owner[everyone] = together[0]
     joined = owner[nuclei].astype(np.int32)
     joined[_platelets(joined, density, look, parameters, unit)[joined]] = 0
+    # The seam where a nucleus was parted and joined again.
+    seam = ndi.grey_closing(joined, size=(3, 3))
+    low = ndi.minimum_filter(np.where(joined > 0, joined, joined.max() + 1), size=3)
+    joined = np.where((joined == 0) & (low == ndi.maximum_filter(joined, size=3)), seam, joined)
     kept = [found[i - 1] for i in np.unique(joined) if i]
     merged = len(np.unique(owner)) < len(owner)
     joined = relabel_sequential(joined)[0].astype(np.int32)
@@ -278,7 +286,7 @@ def _accepted(nuclei: Labels, density: Float, look: Appearance, smallest: float)
         dye = float(np.percentile(thiazine(inside), 75))
         hue = float(scale.hue(inside.mean(axis=0)))
         red = look.n_red_cells >= 3 and hue < float(scale.hue(np.asarray(look.red))) + 0.12
-        if region.area < smallest or red or hue < _NEUTRAL_HUE or dye < 1.2 * look.nuclear:
+        if region.area < smallest or red or hue < _NEUTRAL_HUE or dye < 1.3 * look.nuclear:
             continue
         number += 1
         kept[region.slice][own] = number

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from .cells import UNIDENTIFIED
 from .crop import crop_cells, crop_masks
-from .export import MPP_TEXT
+from .crop_folder import MPP_TEXT
 from .segment import SegmentParameters, segment
 from .slide import ImageError, Slide
 
@@ -170,7 +170,7 @@ def _scale(image: npt.NDArray[np.uint8], look: Appearance, card: ModelCard) -> t
 
 
 def _written_mpp(path: Path) -> float | None:
-    """Return the scale that `napari_wbc.export.write_crops` wrote into a PNG."""
+    """Return the scale that `napari_wbc.crop_folder.write_crops` wrote into a PNG."""
     from PIL import Image
 
     if path.suffix.lower() != ".png":

@@ -61,7 +61,7 @@ class Slide:
         Raises
         ------
         ImageError
-            If the file is no picture, cut short, too large or grey.
+            If there is no such file, or it is no picture, cut short, too large or grey.
         """
         path = Path(path)
         if not path.is_file():
@@ -80,12 +80,12 @@ class Slide:
 
     @classmethod
     def from_array(cls, array: npt.ArrayLike, name: str = "", *, mpp: float | None = None) -> Slide:
-        """Wrap an array; see `to_rgb` for what is taken."""
+        """Wrap an array; see `to_rgb` for what is taken and what raises ImageError."""
         image, notes = to_rgb(np.asarray(array))
         return cls(image, name, None, mpp, notes)
 
     def sha256(self) -> str | None:
-        """Return the hash of the file, or None for an array."""
+        """Return the SHA-256 of the file in hexadecimal, or None for an array."""
         if self.path is None:
             return None
         with self.path.open("rb") as stream:
@@ -98,7 +98,8 @@ def to_rgb(array: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], tuple[str, .
     Parameters
     ----------
     array : (H, W, 3) or (H, W, 4) array
-        uint8, uint16 or float (0 to 1, or 0 to 255). Alpha is laid over white.
+        uint8; wider integers, taken for 8, 10, 12, 14 or 16 bits by their
+        maximum; or float, 0 to 1 or 0 to 255. Alpha is laid over white.
         Channels in front, (3, H, W) or (4, H, W), are moved to the end.
 
     Returns
@@ -110,7 +111,8 @@ def to_rgb(array: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], tuple[str, .
     Raises
     ------
     ImageError
-        For other shapes and types, grey pictures, empty ones, NaN and infinity.
+        For other shapes and types, grey pictures, empty ones, negative or too
+        large values, NaN and infinity.
     """
     notes = []
     if array.ndim == 3 and array.shape[2] not in (3, 4) and array.shape[0] in (3, 4):
@@ -167,7 +169,7 @@ def _check_size(width: int, height: int, max_megapixels: float) -> None:
     if width * height > max_megapixels * 1e6:
         raise ImageError(
             f"the picture claims {width} × {height} pixels ({width * height / 1e6:.0f} megapixels), more than "
-            f"the limit of {max_megapixels:g}; cut it into fields or raise the limit (--max-megapixels)"
+            f"the limit of {max_megapixels:g}; cut it into fields or raise the limit (max_megapixels)"
         )
 
 

@@ -13,7 +13,17 @@ from napari.layers import Image, Labels
 from napari.utils.notifications import show_info
 from qtpy.compat import isalive
 from qtpy.QtGui import QDoubleValidator
-from qtpy.QtWidgets import QComboBox, QFileDialog, QFormLayout, QHBoxLayout, QLineEdit, QPushButton, QWidget
+from qtpy.QtWidgets import (
+    QComboBox,
+    QFileDialog,
+    QFormLayout,
+    QHBoxLayout,
+    QLineEdit,
+    QPushButton,
+    QSizePolicy,
+    QVBoxLayout,
+    QWidget,
+)
 from superqt import QCollapsible
 
 from napari_wbc.models import DEFAULT_MODEL, available_models, find_model
@@ -68,9 +78,14 @@ class ClassifyWidget(Dock):
         row.addWidget(self.recount_button)
         row.addWidget(self.save_button)
         self._buttons.hide()
-        self._results_at = self.body.count()
+        # From the start, or napari lets empty space take half of the height.
+        self._place = QVBoxLayout()
+        place = QWidget()
+        place.setLayout(self._place)
+        place.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
+        self._place.setContentsMargins(0, 0, 0, 0)
+        self.body.addWidget(place, 1)
         self.body.addWidget(self._buttons)
-        self.body.addStretch()
         self.image.chosen.connect(self._show_defaults)
         napari_viewer.events.theme.connect(self._on_theme)
         self._show_defaults()
@@ -174,7 +189,7 @@ class ClassifyWidget(Dock):
             from ._results import Results
 
             self.results = Results(self.viewer.theme)
-            self.body.insertWidget(self._results_at, self.results, 1)
+            self._place.addWidget(self.results)
         name = analysis.card.name if analysis.card else "none"
         notes = [*analysis.notes, f"Model {name}, threshold {analysis.threshold:g}.", "Research use only."]
         self.results.show_counts(analysis.differential, notes)

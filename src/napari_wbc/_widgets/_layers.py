@@ -305,7 +305,7 @@ def _counts_table(
     counts = differential(cells)
     counts = counts[counts["n"] > 0]
     line = min(extent[0] / 38, extent[1] / 50)
-    size = np.array([1.3 * len(counts) + 1.8, 21.5])
+    size = np.array([1.3 * len(counts) + 1.8, 23.0])
     corner = _free_corner(cells, extent, (size + 0.8) * line) / line + 0.4
     rectangles: list[npt.NDArray[np.float64]] = []
     texts: list[str] = []
@@ -324,8 +324,8 @@ def _counts_table(
         top = 0.4 + 1.3 * row
         add(top + 0.1, 0.6, 0.8, 0.8, face=colour(entry["class"]))
         add(top, 1.8, 1, 7, entry["class"])
-        add(top, 10.6, 1, 2, str(entry["n"]))
-        add(top, 12.2, 1, 7, value_text(entry))
+        add(top, 11.9, 1, 2, str(entry["n"]))
+        add(top, 13.7, 1, 7, value_text(entry))
     text: dict[str, Any] = {"string": "{text}", "color": INK, "scaling": True, "anchor": "upper_left"}
     # napari writes above the upper left corner; one line down is inside.
     text.update(size=0.5 * line * scale[-1], translation=np.array([line, 0.0]))

@@ -1,0 +1,119 @@
+"""Whether a folder of results holds what a reviewer decided; a model never overwrites that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .atomic import ExportError
+from .cells import PROBABILITY_PREFIX, UNIDENTIFIED, Cells
+from .tables import CELL_SUFFIXES, MARK, encode, read_cells
+
+
+class CorrectedError(ExportError):
+    """A folder holds corrections that a model's results would replace."""
+
+
+def mark_of(cells: Cells, *, corrected: bool) -> dict[str, Any]:
+    """Return what is written beside the cells to recognise later what was changed."""
+    return {"corrected": corrected, "cells": _digest(cells)}
+
+
+def _digest(cells: Cells) -> str:
+    return hashlib.sha256(encode(cells, ".csv", {})).hexdigest()
+
+
+def differs_from_model(cells: Cells, threshold: float | None = None) -> bool:
+    """Whether a class is not the one that the probabilities give.
+
+    Parameters
+    ----------
+    cells : Cells
+        Classified or not; the class of a cell without probabilities is a reviewer's.
+    threshold : float, optional
+        Below it the model's class is *unidentified*; where it is not known
+        any cell may be.
+    """
+    given = cells.table["class"].to_numpy(dtype=object)
+    said = np.full(len(cells), "", dtype=object)
+    if cells.classes and len(cells):
+        table = cells.table[[PROBABILITY_PREFIX + name for name in cells.classes]]
+        p = table.fillna(-1.0).to_numpy()
+        known = table.notna().all(axis=1).to_numpy()
+        said[known] = np.asarray(cells.classes, dtype=object)[p.argmax(axis=1)][known]
+        if threshold is None:
+            said[known & (given == UNIDENTIFIED)] = UNIDENTIFIED
+        else:
+            said[known & (p.max(axis=1) < threshold)] = UNIDENTIFIED
+    return bool((given != said).any())
+
+
+def is_corrected(folder: str | Path) -> bool:
+    """Whether a folder holds results that a reviewer corrected, or that cannot be told from such.
+
+    Parameters
+    ----------
+    folder : str or pathlib.Path
+        What `napari_wbc.export.write_results` wrote.
+
+    Returns
+    -------
+    bool
+        True if they were saved as corrected, if one of the tables was edited
+        since, or if one is damaged or was written by another program: what
+        cannot be read may be somebody's work.
+    """
+    folder = Path(folder)
+    tables = [folder / f"cells{suffix}" for suffix in CELL_SUFFIXES if (folder / f"cells{suffix}").is_file()]
+    try:
+        marks = [_mark_in(path) for path in (folder / "labels.tif", folder / "cells.parquet") if path.is_file()]
+        if any(mark.get("corrected", True) for mark in marks):
+            return True
+        cells = [read_cells(path) for path in tables]
+    except (ValueError, OSError):
+        return True
+    if not cells:
+        return False
+    if not marks:
+        return any(map(differs_from_model, cells))
+    # QuPath's format has types of its own for columns of the user's: there the classes are compared.
+    exact = [found for path, found in zip(tables, cells, strict=True) if path.suffix != ".geojson"]
+    digests = {mark.get("cells") for mark in marks} | {_digest(found) for found in exact}
+    return len(digests) > 1 or any(not _classes(found).equals(_classes(cells[0])) for found in cells)
+
+
+def check_uncorrected(folder: str | Path) -> None:
+    """Raise CorrectedError if a folder holds what a reviewer corrected (`is_corrected`)."""
+    if is_corrected(folder):
+        raise CorrectedError(
+            f"{folder}: holds results that were corrected; they are kept: choose another folder, or give them up with "
+            "--overwrite (overwrite=True)"
+        )
+
+
+def _classes(cells: Cells) -> pd.DataFrame:
+    return cells.table[["slide", "label", "class"]]
+
+
+def _mark_in(path: Path) -> dict[str, Any]:
+    """Return the mark of a file of results; one that another program wrote has none, which is empty."""
+    try:
+        if path.suffix == ".parquet":
+            from pyarrow import parquet
+
+            text = (parquet.read_schema(path).metadata or {}).get(MARK.encode(), b"{}").decode()
+        else:
+            import tifffile
+
+            with tifffile.TiffFile(path) as tiff:
+                text = (tiff.shaped_metadata or ({},))[0].get(MARK, "{}")
+        mark = json.loads(text)
+    # Both libraries raise whatever a broken file makes them raise.
+    except Exception as error:
+        raise ExportError(f"{path}: damaged or cut short ({error})") from error
+    return mark if isinstance(mark, dict) else {}

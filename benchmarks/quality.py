@@ -25,7 +25,7 @@ from rich.progress import track
 from napari_wbc.cells import UNIDENTIFIED
 from napari_wbc.classifier import Classifier
 from napari_wbc.count import clopper_pearson
-from napari_wbc.crop import crop_cells, crop_masks
+from napari_wbc.crop import crop_cells
 from napari_wbc.pipeline import analyse, run
 from napari_wbc.single import classify_crops
 from napari_wbc.slide import Slide
@@ -119,23 +119,20 @@ def masked_cells(data: Path, dataset: int, classifier: Classifier, reach: float 
     """
     table = pd.read_csv(data / "segmentation_wbc/classes.csv")
     table = table[table.dataset == dataset]
-    images, masks, centres, diameters = [], [], [], []
+    images, centres, diameters = [], [], []
     for row in table.itertuples():
         folder = data / f"segmentation_wbc/dataset{dataset}"
         images.append(Slide.open(folder / "images" / str(row.file)).image)
-        mask = (segmentation.read(folder / "masks" / str(row.file))[..., 0] > 0).astype(np.uint8)
-        rows, columns = np.nonzero(mask)
-        masks.append(mask)
+        rows, columns = np.nonzero(segmentation.read(folder / "masks" / str(row.file))[..., 0])
         centres.append((rows.mean(), columns.mean()))
         diameters.append(2 * np.sqrt(len(rows) / np.pi))
     truth = table["class"].to_numpy()
     for how, widths in (("median", np.full(len(table), np.median(diameters))), ("each", np.array(diameters))):
-        crops, crops_masks = [], []
-        for image, mask, centre, width in zip(images, masks, centres, widths, strict=True):
-            where = (np.array([centre]), MASK_CELL_UM / width, classifier.card.crop)
-            crops.append(crop_cells(image, *where)[0])
-            crops_masks.append(crop_masks(mask, np.ones(1, np.uint8), *where)[0])
-        p = classifier.predict(np.stack(crops), np.stack(crops_masks))
+        crops = [
+            crop_cells(image, np.array([centre]), MASK_CELL_UM / width, classifier.card.crop)[0]
+            for image, centre, width in zip(images, centres, widths, strict=True)
+        ]
+        p = classifier.predict(np.stack(crops))
         found = np.asarray(classifier.card.classes)[p.argmax(1)]
         five = [classifier.card.classes.index(name) for name in FIVE]
         name = f"segmentation_wbc dataset{dataset}"

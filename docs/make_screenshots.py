@@ -13,6 +13,7 @@ from napari.settings import get_settings
 from qtpy.QtWidgets import QApplication
 
 FOLDER = Path(__file__).parent / "images"
+SIZE = (1400, 900)
 # Picture: sample, dock, theme.
 SHOTS = {
     "classify": ("nine_fields", "Classify white cells", "dark"),
@@ -33,7 +34,7 @@ def take(name):
     sample, title, theme = SHOTS[name]
     get_settings().appearance.theme = theme
     viewer = napari.Viewer(show=True)
-    viewer.window.resize(1400, 900)
+    viewer.window.resize(*SIZE)
     viewer.open_sample("napari-wbc", sample)
     _, dock = viewer.window.add_plugin_dock_widget("napari-wbc", title)
     wait(1)

@@ -17,7 +17,7 @@ from napari_wbc import export
 from napari_wbc._sample_data import samples
 from napari_wbc.atomic import ExportError
 from napari_wbc.cells import COLUMNS, Cells, CellsError, measure
-from napari_wbc.export import read_cells, read_results, write_cells, write_crops, write_results
+from napari_wbc.export import read_cells, read_results, write_cells, write_results
 from napari_wbc.geojson import outlines
 from napari_wbc.pipeline import analyse, run
 from napari_wbc.slide import Slide
@@ -292,30 +292,6 @@ def test_what_is_no_folder_of_results_is_named(analysis, tmp_path):
     tifffile.imwrite(folder / "labels.tif", np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(ExportError, match="not a label image"):
         read_results(folder)
-
-
-def test_crops_go_to_a_folder_a_class(tmp_path):
-    labels = np.zeros((20, 30), int)
-    labels[2:6, 3:9] = 1
-    tables = [measure(labels, slide=name).table for name in ("a.png", "a.jpg", "../b.png")]
-    table = pd.concat(tables, ignore_index=True)
-    table["class"] = ["neutrophil", "neutrophil", ""]
-    crops = np.random.default_rng(0).integers(0, 255, (3, 8, 8, 3), np.uint8)
-    folder = write_crops(crops, Cells(table), tmp_path / "crops", mpp=0.3)
-    files = ["neutrophil/a_1.png", "neutrophil/a_1_2.png", "unclassified/_b_1.png"]
-    saved = pd.read_csv(folder / "crops.csv", keep_default_na=False)
-    assert saved["file"].tolist() == files
-    assert saved["class"].tolist() == ["neutrophil", "neutrophil", ""]
-    assert saved["slide"].tolist() == ["a.png", "a.jpg", "../b.png"]
-    for file, crop in zip(files, crops, strict=True):
-        with Image.open(folder / file) as picture:
-            np.testing.assert_array_equal(np.asarray(picture), crop)
-            assert picture.info["napari-wbc:mpp"] == "0.3"
-            assert picture.info["dpi"] == pytest.approx((25400 / 0.3,) * 2, rel=1e-6)
-    write_crops(crops[:1], Cells(table[:1]), folder)
-    assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*.*")) == ["crops.csv", "neutrophil/a_1.png"]
-    with pytest.raises(ExportError, match="3 cells need as many crops, not 1"):
-        write_crops(crops[:1], Cells(table), folder)
 
 
 def test_names_stay_inside_their_folder():

@@ -67,6 +67,16 @@ def test_a_given_scale_overrides(field):
     assert (result.cells.table["class"] == "").all()
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{"sensitivity": 0}, {"sensitivity": -1}, {"sensitivity": float("nan")}, {"working_mpp": 0},
+     {"min_nucleus_area": -1}, {"max_lobe_gap": float("inf")}, {"max_cytoplasm": -0.1}],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_named(values):
+    with pytest.raises(ValueError, match=f"{next(iter(values))} is .*, but must be a number"):
+        SegmentParameters(**values)
+
+
 def test_regions_of_the_users_own_are_classified_as_they_are(field, classifier):
     slide = Slide.open(field)
     found = run(analyse(slide, classifier))
@@ -97,6 +107,9 @@ def test_a_picture_without_a_cell_is_a_valid_empty_result(classifier, value, sha
     assert len(result.cells) == 0
     assert result.cells.classes == classifier.card.classes
     assert result.differential["n"].tolist() == [0] * 9
+    assert any("no red or white cell was recognised" in note for note in result.notes)
+    given = run(analyse(Slide.from_array(np.full(shape, value, np.uint8), mpp=0.2), classifier))
+    assert given.notes == ()
 
 
 def test_a_single_cell_without_red_cells_says_that_its_scale_was_assumed(classifier):

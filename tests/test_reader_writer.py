@@ -160,6 +160,22 @@ def test_without_the_picture_no_stale_annotation_is_left(analysis, tmp_path):
     assert read_results(folder).cells == analysis.cells
 
 
+def test_a_cell_that_was_deleted_is_gone_from_every_file(folder, analysis, tmp_path):
+    layers = by_kind(get_reader(str(folder))(str(folder)))
+    points, attributes = layers["points"]
+    fewer = {**attributes, "features": attributes["features"][:1]}
+    labels = (*layers["labels"], "labels")
+    target = tmp_path / "new"
+    write_layers(str(target), [labels, (points[:1], fewer, "points")])
+    back = read_results(target)
+    assert np.unique(back.labels).tolist() == [0, *back.cells.table["label"]]
+    assert len(json.loads((target / "cells.geojson").read_text("utf-8"))["features"]) == len(back.cells) == 1
+    with pytest.raises(ExportError, match="corrected"):  # what was saved by hand
+        write_results(analysis, target)
+    write_layers(str(tmp_path / "other"), [labels, (points[:1], {**fewer, "metadata": {}}, "points")])
+    np.testing.assert_array_equal(read_results(tmp_path / "other").labels, analysis.labels)
+
+
 def test_points_alone_and_cells_of_many_slides(tmp_path):
     labels = np.zeros((9, 9), int)
     labels[2:5, 2:5] = 1

@@ -64,6 +64,12 @@ class SegmentParameters:
                 f"mpp is {self.mpp}, but must be above 0 and at most 5 µm per pixel; "
                 "give the scale of the image, or None to measure it from the red cells"
             )
+        for name in ("working_mpp", "sensitivity"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be a number above 0")
+        for name in ("min_nucleus_area", "max_lobe_gap", "max_cytoplasm"):
+            if not 0 <= getattr(self, name) < np.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be a number from 0 up")
 
 
 _DEFAULT = SegmentParameters()

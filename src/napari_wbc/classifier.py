@@ -169,7 +169,6 @@ class Classifier:
     def predict(
         self,
         crops: npt.NDArray[np.uint8],
-        masks: npt.NDArray[np.uint8] | None = None,
         *,
         batch_size: int = 64,
         progress: Callable[[int], None] | None = None,
@@ -180,9 +179,6 @@ class Classifier:
         ----------
         crops : (n, S, S, 3) uint8 array
             Crops of the card's size (`napari_wbc.crop.crop_cells`).
-        masks : (n, S, S) uint8 array, optional
-            The cells in them (`napari_wbc.crop.crop_masks`): 255 inside; a mask of
-            zeros, or none at all, where the outline is not known.
         batch_size : int
             Crops at once; halved by itself when memory runs out.
         progress : callable, optional
@@ -196,21 +192,17 @@ class Classifier:
         Raises
         ------
         ValueError
-            If the crops are not uint8 of the card's size, or the masks do not fit them.
+            If the crops are not uint8 of the card's size.
         """
         size = self.card.crop.pixels
         if crops.shape[1:] != (size, size, 3) or crops.dtype != np.uint8:
             raise ValueError(f"the model takes uint8 crops of {size} × {size} × 3, not {crops.dtype} {crops.shape[1:]}")
-        if masks is None:
-            masks = np.zeros(crops.shape[:3], np.uint8)
-        if masks.shape != crops.shape[:3] or masks.dtype != np.uint8:
-            raise ValueError(f"masks must be uint8 of shape {crops.shape[:3]}, not {masks.dtype} {masks.shape}")
         out = np.empty((len(crops), len(self.card.classes)), np.float32)
         start = 0
         while start < len(crops):
             batch = crops[start : start + batch_size]
             try:
-                out[start : start + len(batch)] = self._probabilities(batch, masks[start : start + batch_size])
+                out[start : start + len(batch)] = self._probabilities(batch)
             except RuntimeError as error:
                 if not _out_of_memory(error) or batch_size == 1:
                     raise
@@ -221,17 +213,14 @@ class Classifier:
                 progress(start)
         return out
 
-    def _probabilities(
-        self, batch: npt.NDArray[np.uint8], batch_masks: npt.NDArray[np.uint8]
-    ) -> npt.NDArray[np.float32]:
+    def _probabilities(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         import torch
 
         device = next(self.network.parameters()).device
         with torch.inference_mode():
             # NHWC in memory seen as NCHW is exactly channels-last.
             crops = torch.from_numpy(np.ascontiguousarray(batch)).to(device).permute(0, 3, 1, 2)
-            masks = torch.from_numpy(np.ascontiguousarray(batch_masks)).to(device)[:, None]
-            logits = self.network(apply_steps(crops, masks, self.card.preprocessing, self.card.crop))
+            logits = self.network(apply_steps(crops, self.card.preprocessing, self.card.crop))
             result: npt.NDArray[np.float32] = (logits / self.card.temperature).softmax(1).cpu().numpy()
         return result
 

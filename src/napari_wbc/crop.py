@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +53,7 @@ def crop_cells(
     Raises
     ------
     ValueError
-        If `mpp` is not a positive number.
+        If `mpp` is not a number between 0.001 and 1000.
 
     Notes
     -----
@@ -68,53 +67,17 @@ def crop_cells(
     return crops
 
 
-def crop_masks(
-    labels: npt.NDArray[np.integer[Any]],
-    ids: npt.NDArray[np.integer[Any]],
-    centroids: npt.NDArray[np.floating],
-    mpp: float,
-    size: CropSize,
-) -> npt.NDArray[np.uint8]:
-    """Cut the masks that belong to the crops of `crop_cells`.
-
-    Parameters
-    ----------
-    labels : (H, W) integer array
-        The cells.
-    ids : (n,) integer array
-        Which of them each crop shows; 0 where it is not known, which gives an empty mask.
-    centroids, mpp, size
-        As for `crop_cells`.
-
-    Returns
-    -------
-    (n, pixels, pixels) uint8 array
-        255 in the cell, 0 outside, between at its edge.
-
-    Raises
-    ------
-    ValueError
-        If `mpp` is not a positive number.
-    """
-    masks = np.zeros((len(ids), size.pixels, size.pixels), np.uint8)
-    for k, (label, centroid) in enumerate(zip(ids, centroids, strict=True)):
-        if label:
-            masks[k] = _resample(labels, centroid, mpp, size, np.uint8(0), label)
-    return masks
-
-
 def _resample(
-    image: npt.NDArray[Any],
+    image: npt.NDArray[np.uint8],
     centroid: npt.NDArray[np.floating],
     mpp: float,
     size: CropSize,
-    fill: npt.NDArray[np.uint8] | np.uint8,
-    label: np.integer[Any] | None = None,
+    fill: npt.NDArray[np.uint8],
 ) -> npt.NDArray[np.uint8]:
-    """Resample the square around a point; with a label, its mask."""
+    """Resample the square around a point."""
     from PIL import Image
 
-    if not (np.isfinite(mpp) and mpp > 0):
+    if not 1e-3 <= mpp <= 1e3:
         raise ValueError(
             f"crops need the scale of the picture, not {mpp}; give the scale in µm per pixel (--mpp, or Scale under "
             "Advanced)"
@@ -127,17 +90,14 @@ def _resample(
     y0, x0 = int(np.floor(top - margin)), int(np.floor(left - margin))
     y1, x1 = int(np.ceil(top + side + margin)), int(np.ceil(left + side + margin))
     region = image[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)]
-    if label is not None:
-        region = (region == label).astype(np.uint8) * np.uint8(255)
     if region.shape[:2] != (y1 - y0, x1 - x0):
-        padded = np.empty((y1 - y0, x1 - x0, *region.shape[2:]), np.uint8)
+        padded = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
         padded[:] = fill
         row, column = max(0, -y0), max(0, -x0)
         padded[row : row + region.shape[0], column : column + region.shape[1]] = region
         region = padded
     box = (left - x0, top - y0, left - x0 + side, top - y0 + side)
-    method = Image.Resampling.BICUBIC if label is None else Image.Resampling.BILINEAR
-    return np.asarray(Image.fromarray(region).resize((size.pixels, size.pixels), method, box=box))
+    return np.asarray(Image.fromarray(region).resize((size.pixels, size.pixels), Image.Resampling.BICUBIC, box=box))
 
 
 def background_colour(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .cells import Cells, measure
-from .crop import crop_cells, crop_masks
+from .crop import crop_cells
 from .segment import Appearance, SegmentParameters, appearance, segment
 from .slide import ImageError, Slide
 
@@ -150,8 +150,7 @@ def analyse(
     for start in range(0, len(cells), BATCH):
         part = slice(start, start + BATCH)
         crops = crop_cells(slide.image, cells.centroids[part], mpp, card.crop)
-        masks = crop_masks(labels, cells.table["label"].to_numpy()[part], cells.centroids[part], mpp, card.crop)
-        probabilities[part] = classifier.predict(crops, masks)
+        probabilities[part] = classifier.predict(crops)
         yield Progress("classifying", min(start + BATCH, len(cells)), len(cells))
     cells = cells.with_predictions(probabilities, card.classes, threshold)
     return Analysis(slide, cells, labels, look, card, threshold, tuple(notes))

@@ -111,7 +111,8 @@ def _mark_in(path: Path) -> dict[str, Any]:
             import tifffile
 
             with tifffile.TiffFile(path) as tiff:
-                text = (tiff.shaped_metadata or ({},))[0].get(MARK, "{}")
+                described: dict[str, Any] = (tiff.shaped_metadata or ({},))[0]
+            text = described.get(MARK, "{}")
         mark = json.loads(text)
     # Both libraries raise whatever a broken file makes them raise.
     except Exception as error:

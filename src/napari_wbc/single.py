@@ -6,29 +6,23 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from .cells import UNIDENTIFIED
-from .crop import crop_cells, crop_masks
+from .crop import crop_cells
 from .crop_folder import MPP_TEXT
-from .segment import SegmentParameters, segment
+from .segment import appearance
 from .slide import ImageError, Slide
 
 if TYPE_CHECKING:
-    from .appearance import Appearance
     from .classifier import Classifier, ModelCard
-    from .crop import CropSize
 
 BATCH = 64
-# A cell further from the middle is not the one that the crop shows.
-REACH_UM = 2.0
 # Outside these no light microscope works; a file that claims so is not believed.
 PLAUSIBLE_MPP = (0.005, 5.0)
-
-Pair = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 
 
 @dataclass(frozen=True)
@@ -93,14 +87,11 @@ def classify_crops(
     remaining = map(Path, paths)
     while paths_of_batch := list(islice(remaining, BATCH)):
         opened = [_open(path, classifier.card, mpp) for path in paths_of_batch]
-        pairs = [pair for _, pair in opened if pair is not None]
-        probabilities = None
-        if pairs:
-            crops, masks = (np.stack(arrays) for arrays in zip(*pairs, strict=True))
-            probabilities = np.round(classifier.predict(crops, masks).astype(np.float64), 6)
+        crops = [crop for _, crop in opened if crop is not None]
+        probabilities = np.round(classifier.predict(np.stack(crops)).astype(np.float64), 6) if crops else None
         k = 0
-        for result, pair in opened:
-            if pair is None or probabilities is None:
+        for result, crop in opened:
+            if crop is None or probabilities is None:
                 yield result
                 continue
             row = probabilities[k]
@@ -110,15 +101,14 @@ def classify_crops(
             yield CropResult(result.path, name, top, row, result.mpp, result.scale)
 
 
-def _open(path: Path, card: ModelCard, given: float | None) -> tuple[CropResult, Pair | None]:
-    """Read a crop, find the cell in it and cut both to the model's size."""
+def _open(path: Path, card: ModelCard, given: float | None) -> tuple[CropResult, npt.NDArray[np.uint8] | None]:
+    """Read a crop and cut it to the model's size."""
     try:
         image = Slide.open(path).image
-        known, scale = (given, "given") if given is not None else (_written_mpp(path), "file")
-        found = segment(image, SegmentParameters(mpp=known))
-        if known is None:
-            known, scale = _scale(image, found.appearance, card)
-        return CropResult(path, mpp=known, scale=scale), central_crop(image, found.labels, known, card.crop)
+        mpp, scale = _scale(path, image, card, given)
+        # Pixel centres count from 0, so the middle of two pixels is 0.5.
+        middle = (np.array([image.shape[:2]], dtype=float) - 1) / 2
+        return CropResult(path, mpp=mpp, scale=scale), crop_cells(image, middle, mpp, card.crop)[0]
     except ImageError as error:
         return CropResult(path, error=str(error).removeprefix(f"{path}: ")), None
     except OSError as error:
@@ -128,41 +118,13 @@ def _open(path: Path, card: ModelCard, given: float | None) -> tuple[CropResult,
         return CropResult(path, error=f"unexpected {type(error).__name__}: {error}; please report it"), None
 
 
-def central_crop(
-    image: npt.NDArray[np.uint8], labels: npt.NDArray[np.integer[Any]], mpp: float, size: CropSize
-) -> Pair:
-    """Cut the middle of a picture and the mask of the cell there.
-
-    Parameters
-    ----------
-    image : (H, W, 3) uint8 array
-        A picture with the cell in its middle.
-    labels : (H, W) integer array
-        The cells in it.
-    mpp : float
-        Micrometres per pixel.
-    size : CropSize
-        Of the crop.
-
-    Returns
-    -------
-    crop : (pixels, pixels, 3) uint8 array
-    mask : (pixels, pixels) uint8 array
-        Zero where no cell lies within `REACH_UM` of the middle.
-    """
-    # Pixel centres count from 0, so the middle of two pixels is 0.5.
-    middle = (np.array([image.shape[:2]], dtype=float) - 1) / 2
-    rows, columns = np.nonzero(labels)
-    label = 0
-    if len(rows):
-        distance = np.hypot(rows - middle[0, 0], columns - middle[0, 1])
-        if distance.min() * mpp <= REACH_UM:
-            label = labels[rows[distance.argmin()], columns[distance.argmin()]]
-    masks = crop_masks(labels, np.array([label]), middle, mpp, size)
-    return crop_cells(image, middle, mpp, size)[0], masks[0]
-
-
-def _scale(image: npt.NDArray[np.uint8], look: Appearance, card: ModelCard) -> tuple[float, str]:
+def _scale(path: Path, image: npt.NDArray[np.uint8], card: ModelCard, given: float | None) -> tuple[float, str]:
+    if given is not None:
+        return given, "given"
+    written = _written_mpp(path)
+    if written is not None:
+        return written, "file"
+    look = appearance(image)
     if PLAUSIBLE_MPP[0] <= look.mpp <= PLAUSIBLE_MPP[1]:
         return look.mpp, look.mpp_source if look.mpp_source == "red cells" else f"assumed from the {look.mpp_source}"
     side = card.crop.side_um

@@ -18,7 +18,7 @@ from napari_wbc.slide import ImageError, Slide
 KEY = "smear_neutrophil_monocyte"
 SMALL = "yellow_eosinophil"
 TIMEOUT = 240_000
-NAMES = ["cells labels", "cells", "counts"]
+NAMES = ["cells labels", "cells", "names", "counts"]
 
 
 @pytest.fixture(scope="module")
@@ -52,24 +52,25 @@ def _no_old_messages():
     notification_manager.records.clear()
 
 
-def test_the_table_is_that_of_the_pipeline(viewer, dock, press, sample, classifier):
-    viewer.open_sample("napari-wbc", KEY)
-    widget = dock()
-    press(widget)
-    expected = run(analyse(Slide.open(sample(KEY)), classifier)).cells
-    assert len(expected)
-    assert cells_in(viewer) == expected
-    assert shown_counts(widget) == expected_counts(expected)
-    assert [layer.name for layer in viewer.layers] == [sample(KEY).name, *NAMES]
-    assert "Research use only" in widget.results.notes.text()
-
-
-def test_saved_files_are_those_of_the_command_line(viewer, dock, press, sample, tmp_path):
+def test_the_dock_the_pipeline_and_the_command_line_agree(viewer, dock, press, sample, classifier, tmp_path):
     from napari_wbc.cli import main
 
     viewer.open(sample(KEY), plugin="napari")
     widget = dock()
-    press(widget)
+    assert [widget.device.itemText(k) for k in range(widget.device.count())] == ["fastest", "cpu"]
+    widget.device.setCurrentText("cpu")
+    said = press(widget)
+    expected = run(analyse(Slide.open(sample(KEY)), classifier))
+    assert len(expected.cells)
+    assert cells_in(viewer) == expected.cells
+    assert shown_counts(widget) == expected_counts(expected.cells)
+    assert [layer.name for layer in viewer.layers] == [sample(KEY).stem, *NAMES]
+    n = (expected.cells.table["class"] == "unidentified").sum()
+    assert said.endswith(f", {n or 'none'} unidentified.")
+    head, notes = widget.results.head.text(), widget.results.notes.text()
+    assert head.startswith(f"Scale: {expected.appearance.mpp:.3f} µm per pixel, measured from ")
+    assert "Research use only" in notes
+
     saved = widget.save(tmp_path / "dock")
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
         patch.setattr(sys, "argv", ["napari-wbc", "annotate", str(sample(KEY)), "-o", str(tmp_path / "cli")])
@@ -86,26 +87,24 @@ def test_twice_gives_the_same_layers(viewer, dock, press):
     viewer.open_sample("napari-wbc", SMALL)
     widget = dock()
     press(widget)
+    (top, _), (bottom, _) = viewer.layers.extent.world
+    camera = getattr(viewer, "scene", viewer).camera
+    assert camera.center[-2] == pytest.approx((top + bottom) / 2, abs=1)  # picture and counts are in view
     before, cells = list(viewer.layers), cells_in(viewer)
     viewer.layers["cells labels"].visible = False
     viewer.layers.selection = {viewer.layers["cells"]}
+    camera.center, camera.zoom = (0, 7, 9), 11
     press(widget)
     assert list(viewer.layers) == before
     assert cells_in(viewer) == cells
     assert not viewer.layers["cells labels"].visible
     assert viewer.layers.selection == {viewer.layers["cells"]}
-
-
-def test_another_result_in_the_same_layers(viewer, dock, press):
-    viewer.open_sample("napari-wbc", SMALL)
-    widget = dock()
-    press(widget)
-    before = list(viewer.layers)
     widget.threshold.setText("1")
     press(widget)
     assert list(viewer.layers) == before
     assert set(cells_in(viewer).table["class"]) == {"unidentified"}
     assert shown_counts(widget)["unidentified"] == len(cells_in(viewer))
+    assert (camera.center, camera.zoom) == ((0, 7, 9), 11)
 
 
 def test_two_pictures_have_layers_of_their_own(viewer, dock, press):
@@ -116,7 +115,7 @@ def test_two_pictures_have_layers_of_their_own(viewer, dock, press):
     viewer.open_sample("napari-wbc", "yellow_erythroblast")
     assert widget.image.layer.name == "yellow_erythroblast.jpg"
     press(widget)
-    assert len(viewer.layers) == 8
+    assert len(viewer.layers) == 2 * (1 + len(NAMES))
     assert cells_in(viewer) == first
     assert set(cells_in(viewer, "cells [1]").table["slide"]) == {"yellow_erythroblast.jpg"}
 
@@ -207,32 +206,42 @@ def test_scale_and_place_follow_the_picture(viewer, dock, press, sample, classif
     assert set(expected.table["mpp"]) == {0.1}
 
 
-def test_a_corrected_class_is_counted_saved_and_never_overwritten(viewer, dock, press, tmp_path):
+def test_a_corrected_class_is_counted_saved_reopened_and_never_overwritten(viewer, dock, press, tmp_path):
     viewer.open_sample("napari-wbc", SMALL)
     widget = dock()
     press(widget)
     layer = viewer.layers["cells"]
+    features = layer.features.copy()
+    features["class"] = "monocyte"
+    layer.features = features  # counted at once
+    assert shown_counts(widget)["monocyte"] == len(features)
     layer.features.loc[0, "class"] = "basophil"  # as napari's table of features does
     widget.recount_button.click()
     corrected = cells_in(viewer)
     assert corrected.table["class"][0] == "basophil"
     assert shown_counts(widget) == expected_counts(corrected)
-    assert layer.text.values[0].startswith("basophil")
+    assert viewer.layers["names"].text.values[0].startswith("basophil")
+    assert viewer.layers["cells labels"].features["class"][0] == "basophil"
     saved = widget.save(tmp_path / "results")
     assert "basophil" in (saved / "cells.csv").read_text()
     press(widget)
     assert cells_in(viewer, "corrected cells") == corrected
     assert cells_in(viewer) == widget.analysis.cells
 
-
-def test_features_that_are_set_are_counted_at_once(viewer, dock, press):
-    viewer.open_sample("napari-wbc", SMALL)
-    widget = dock()
+    viewer.layers.clear()
+    viewer.open(saved, plugin="napari-wbc")
+    assert "Results of" in widget.status.text()
+    viewer.layers["cells"].features.loc[0, "class"] = "neutrophil"
+    widget.recount_button.click()
+    assert shown_counts(widget) == expected_counts(cells_in(viewer))
+    assert viewer.layers["names"].text.values[0].startswith("neutrophil")
+    widget.save(saved)
+    assert "neutrophil" in (saved / "cells.csv").read_text()
+    assert (saved / "annotated.png").is_file()
+    reopened = cells_in(viewer)
     press(widget)
-    features = viewer.layers["cells"].features.copy()
-    features["class"] = "monocyte"
-    viewer.layers["cells"].features = features
-    assert shown_counts(widget)["monocyte"] == len(features)
+    assert cells_in(viewer, "corrected cells") == reopened
+    assert cells_in(viewer) == widget.analysis.cells
 
 
 def test_cancel_leaves_a_usable_dock(viewer, dock, press, qtbot):

@@ -13,6 +13,7 @@ from napari_wbc.segment import SegmentParameters
 from napari_wbc.slide import Slide
 
 KEY = "smear_neutrophil_monocyte"
+SMALL = "yellow_eosinophil"
 MANIFEST = yaml.safe_load((Path(napari_wbc.__file__).parent / "napari.yaml").read_text())["contributions"]
 
 
@@ -37,8 +38,9 @@ def test_segment(viewer, dock, press, sample):
     widget = dock("Segment cells")
     assert list(widget.parameters) == list(SegmentParameters.__dataclass_fields__)
     assert all(box.toolTip() for box in widget.parameters.values())
-    press(widget)
+    said = press(widget)
     expected = run(analyse(Slide.open(sample(KEY))))
+    assert f"{expected.appearance.mpp:.3f} µm per pixel, measured from {expected.appearance.n_red_cells} red" in said
     assert np.array_equal(viewer.layers["cells labels"].data, expected.labels)
     assert viewer.layers["cells labels"].features["area"].tolist() == expected.cells.table["area"].tolist()
     assert "counts" not in viewer.layers
@@ -63,6 +65,30 @@ def test_crop_found_cells_and_save(viewer, dock, press, tmp_path):
     press(widget)
     assert viewer.layers["crops"].data.shape[1:] == (48, 48, 3)
     assert len(viewer.layers) == 2
+    assert viewer.layers["crops"].axis_labels[0] == viewer.dims.axis_labels[0] == "crop"
+
+
+def test_crop_points_of_ones_own(viewer, dock, press, sample, tmp_path):
+    from napari_wbc.crop import CropSize, crop_cells
+
+    picture = Slide.open(sample(SMALL))
+    viewer.add_image(picture.image, rgb=True, name="picture", scale=(0.1, 0.1), units=("um", "um"))
+    viewer.add_points([[5.0, 6.0], [7.0, 8.0]], name="mine", units=("um", "um"))
+    widget = dock("Crop cells")
+    widget.cells.choose(viewer.layers["mine"])
+    widget.folder.setText(str(tmp_path / "crops"))
+    assert press(widget).startswith("2 crops")
+    expected = crop_cells(picture.image, np.array([[50.0, 60.0], [70.0, 80.0]]), 0.1, CropSize(28.8, 96))
+    assert np.array_equal(viewer.layers["crops"].data, expected)
+    assert len(list((tmp_path / "crops" / "unclassified").glob("*.png"))) == 2
+    viewer.layers["mine"].data = [[-50.0, 6.0]]
+    assert "no point of 'mine' lies in 'picture'" in press(widget)
+
+
+def test_one_name_for_each_dock(dock):
+    titles = {command["id"]: command["title"] for command in MANIFEST["commands"]}
+    for widget in MANIFEST["widgets"]:
+        assert titles[widget["command"]] == widget["display_name"] == dock(widget["display_name"]).run_button.text()
 
 
 def test_crop_cells_of_an_earlier_run(viewer, dock, press):

@@ -6,7 +6,7 @@ import pytest
 from napari.layers import Layer
 
 from napari_wbc.cells import Cells, measure
-from napari_wbc.palette import colour
+from napari_wbc.palette import COLOURS, colour
 
 CLASSES = ("neutrophil", "lymphocyte", "erythroblast")
 
@@ -39,9 +39,9 @@ def back(layer) -> Cells:
 
 def test_points_hold_the_whole_table(cells, labels):
     layers = make(cells, labels)
-    assert list(layers) == ["cells labels", "cells", "counts"]
+    assert list(layers) == ["cells labels", "cells", "names", "counts"]
     assert back(layers["cells"]) == cells
-    assert layers["cells"].text.values.tolist() == ["neutrophil 90%", "lymphocyte 70%", "erythroblast 80%"]
+    assert layers["names"].text.values.tolist() == ["neutrophil 90%", "lymphocyte 70%", "erythroblast 80%"]
 
 
 @pytest.mark.parametrize("row", range(3))
@@ -74,13 +74,66 @@ def test_counts_are_the_differential(cells, labels):
     assert texts.count("1") == 3
 
 
-def test_the_panel_of_counts_hides_no_cell_where_a_corner_is_free(cells, labels):
-    panel = make(cells, labels)["counts"].data[0]
-    first, last = panel.min(axis=0), panel.max(axis=0)
-    assert (first >= 0).all()
-    assert (last <= labels.shape).all()
-    boxes = cells.table[["bbox-0", "bbox-1", "bbox-2", "bbox-3"]].to_numpy()
-    assert not any((box[:2] < last).all() and (box[2:] > first).all() for box in boxes)
+def overlap(one, other):
+    return (one.min(axis=0) < other.max(axis=0)).all() and (one.max(axis=0) > other.min(axis=0)).all()
+
+
+def test_the_panel_of_counts_is_below_the_picture_and_its_columns_apart():
+    names = ("immature granulocyte", "erythroblast", "a class of one's own with a long name")
+    shares = np.repeat(np.eye(3), [20, 1, 5], axis=0)
+    labels = np.zeros((120, 160), np.int32)
+    labels.ravel()[:: 120 * 160 // 26][:26] = np.arange(1, 27)
+    layer = make(measure(labels).with_predictions(shares, names, 0.5), labels)["counts"]
+    panel, *lines = layer.data
+    texts = layer.text.values.tolist()[1:]
+    assert panel.min(axis=0)[0] > labels.shape[0]
+    assert panel.min(axis=0)[1] == 0
+    written = [box for box, text in zip(lines, texts, strict=True) if text]
+    assert all((box.min(axis=0) >= panel.min(axis=0)).all() for box in written)
+    assert all((box.max(axis=0) <= panel.max(axis=0)).all() for box in written)
+    assert not any(overlap(a, b) for k, a in enumerate(written) for b in written[:k])
+
+
+def test_names_stand_inside_the_picture_and_apart():
+    labels = np.zeros((400, 600), np.int32)
+    for k, (row, column) in enumerate([(0, 0), (0, 560), (360, 0), (360, 560), (180, 280), (180, 325), (225, 300)]):
+        labels[row : row + 40, column : column + 40] = k + 1
+    names = ("immature granulocyte", "neutrophil")
+    cells = measure(labels).with_predictions(np.tile([0.3, 0.7], (7, 1)).T[[0, 1]].T, names, 0)
+    plates = make(cells, labels)["names"].data
+    assert len(plates) == 7
+    assert all((box.min(axis=0) >= 0).all() and (box.max(axis=0) <= labels.shape).all() for box in plates)
+    assert not any(overlap(a, b) for k, a in enumerate(plates) for b in plates[:k])
+
+
+@pytest.mark.parametrize("name", COLOURS)
+def test_names_can_be_read_on_their_plate(name):
+    from napari_wbc._widgets._panel import ink_on
+
+    def luminance(text):
+        light = [value / 255 for value in bytes.fromhex(text[1:])]
+        light = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in light]
+        return 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2] + 0.05
+
+    one, other = sorted([luminance(colour(name)), luminance(ink_on(colour(name)))])
+    assert other / one > 4.5  # WCAG 2, level AA
+
+
+def test_outlines_and_names_follow_corrections(cells, labels):
+    from napari_wbc._widgets._layers import show_corrections
+
+    labels[labels == 70_000] = 7
+    cells = measure(labels).with_predictions(np.eye(3), CLASSES, 0.5)
+    layers = make(cells, labels)
+    table = cells.table.copy()
+    table.loc[0, "class"] = "lymphocyte"
+    show_corrections(layers, Cells(table[table["label"] != 7]), labels.shape)
+    outlines = layers["cells labels"]
+    wanted = [int(colour("lymphocyte")[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    assert np.allclose(outlines.get_color(3)[:3], wanted, atol=0.01)
+    assert outlines.get_color(7)[3] == 0
+    assert outlines.features.set_index("index")["class"][3] == "lymphocyte"
+    assert layers["names"].text.values.tolist() == ["lymphocyte 100%", "lymphocyte 100%"]
 
 
 def test_scale_is_that_of_every_layer(cells, labels):
@@ -130,10 +183,11 @@ def test_features_of_a_table_that_was_read(cells):
     assert cells_of(cells.table.to_dict("list"), cells.centroids) == cells
 
 
-def test_many_cells_have_no_text(cells):
-    from napari_wbc._widgets._layers import MAX_TEXTS, layers_of
+def test_many_cells_have_no_names(cells):
+    from napari_wbc._widgets._layers import layers_of
+    from napari_wbc._widgets._panel import MAX_NAMES
 
-    table = pd.concat([cells.table] * MAX_TEXTS, ignore_index=True)
+    table = pd.concat([cells.table] * MAX_NAMES, ignore_index=True)
     table["label"] = np.arange(len(table))
-    points = next(layer for layer in layers_of(Cells(table), None) if layer[2] == "points")
-    assert set(np.ravel(Layer.create(*points).text.values)) == {""}
+    names = next(layer for layer in layers_of(Cells(table), None) if layer[1]["name"] == "names")
+    assert not Layer.create(*names).data

@@ -12,7 +12,7 @@ from napari.layers import Image, Labels, Points
 from qtpy.QtWidgets import QDoubleSpinBox, QFileDialog, QHBoxLayout, QLineEdit, QPushButton, QSpinBox
 
 from ._dock import Dock, LayerChoice
-from ._source import CROPS, KEY, labels_array, slide_of
+from ._source import CROPS, KEY, labels_array, points_in, slide_of
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -39,12 +39,12 @@ class CropWidget(Dock):
         The viewer the dock belongs to.
     """
 
-    verb = "Crop white cells"
+    verb = "Crop cells"
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__(napari_viewer)
         self.cells = LayerChoice(napari_viewer, (Labels, Points), "find them (default)")
-        self.cells.setToolTip("Cells of an earlier run, labels, or points of your own")
+        self.cells.setToolTip("Cells of an earlier run, labels, or points of your own: one in the middle of each cell")
         self.side = QDoubleSpinBox()
         self.side.setRange(1.0, 999.0)
         self.side.setToolTip("Side of the square, µm")
@@ -72,9 +72,16 @@ class CropWidget(Dock):
         """Read the controls; return what the worker runs."""
         layer, folder = self.cells.layer, self.folder.text().strip()
         side, pixels = self.side.value(), self.pixels.value()
-        table = None
-        if isinstance(layer, Points):
+        table, points = None, None
+        if isinstance(layer, Points) and "bbox-0" in layer.features:
             table = (layer.features.copy(), np.array(layer.data))
+        elif isinstance(layer, Points):
+            points = points_in(layer, image)
+            rows, columns = image.data[0].shape[:2] if image.multiscale else image.data.shape[:2]
+            if not ((points > -0.5) & (points < [rows - 0.5, columns - 0.5])).all(axis=1).any():
+                raise ValueError(
+                    f"no point of {layer.name!r} lies in {image.name!r}; choose points set on this picture"
+                )
         labels = labels_array(layer) if isinstance(layer, Labels) else None
 
         def work() -> Generator[Progress, None, Crops]:
@@ -82,14 +89,19 @@ class CropWidget(Dock):
             from napari_wbc.export import write_crops
             from napari_wbc.pipeline import Progress, analyse, crop_scale
 
-            from ._layers import cells_of
+            from ._layers import cells_at, cells_of
 
             yield Progress("reading the picture")
             analysis = yield from analyse(slide_of(image), labels=labels)
             cells = analysis.cells if table is None else cells_of(*table)
             size = CropSize(side, pixels)
-            yield Progress("cutting", 0, len(cells))
+            # Points have no size: where the scale is unknown, the cells of the picture are the ruler.
             mpp = crop_scale(analysis.appearance, cells)
+            if points is not None:
+                cells = cells_at(points, analysis.slide.name, analysis.appearance.mpp)
+            if len(cells) and not np.isfinite(mpp):
+                raise ValueError("the scale is unknown; set the layer's scale and units (µm), or use another picture")
+            yield Progress("cutting", 0, len(cells))
             crops = crop_cells(analysis.slide.image, cells.centroids, mpp, size)
             written = write_crops(crops, cells, folder, mpp=side / pixels) if folder else None
             return Crops(crops, cells, written)
@@ -108,8 +120,9 @@ class CropWidget(Dock):
         if layer is None:
             selected = set(self.viewer.layers.selection)
             layer = self.viewer.add_image(
-                result.crops, name=CROPS, rgb=True, metadata=metadata, units=("pixel", *image.units[-2:])
-            )
+                result.crops, name=CROPS, rgb=True, metadata=metadata,
+                units=("pixel", *image.units[-2:]), axis_labels=("crop", "y", "x"),
+            )  # fmt: skip
             self.viewer.layers.selection = selected
         layer.data = result.crops
         layer.metadata.update(metadata)

@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from napari_wbc.cells import UNIDENTIFIED, Cells
-from napari_wbc.count import differential
+from napari_wbc.cells import COLUMNS, UNIDENTIFIED, Cells
 from napari_wbc.palette import COLOURS, colour
 
+from ._panel import COUNTS, INK, NAMES, counts_panel, name_plates
 from ._source import KEY as KEY  # the reader marks its layers with it too
+from ._source import file_of
 
 if TYPE_CHECKING:
     from napari.layers import Layer
@@ -25,13 +26,10 @@ if TYPE_CHECKING:
 LayerTuple = tuple[Any, dict[str, Any], str]
 
 _PLACE = ("scale", "translate", "rotate", "shear", "affine", "units")
-CELLS, LABELS, COUNTS = "cells", "cells labels", "counts"
-# Text of 50,000 points takes seconds to draw.
-MAX_TEXTS = 500
+CELLS, LABELS = "cells", "cells labels"
+CORRECTED = "corrected cells"
 _TYPICAL_DIAMETER = 60.0
 _MOST_COLOURED = 2**16
-# Dark on the bright film.
-INK = "#101018"
 
 
 def layers_of(
@@ -57,8 +55,9 @@ def layers_of(
     -------
     list of (data, attributes, layer type)
         Labels named ``cells labels``, points named ``cells`` whose features
-        are the whole table, and, for classified cells, shapes named
-        ``counts`` that show the differential in the field's corner.
+        are the whole table, and, for classified cells, shapes named ``names``
+        that show the classes beside the cells and shapes named ``counts``
+        that show the differential below the field.
     """
     scale = [1.0, 1.0] if scale is None else [float(step) for step in scale]
     layers: list[LayerTuple] = []
@@ -67,8 +66,7 @@ def layers_of(
     layers.append((cells.centroids, _points_attributes(cells), "points"))
     if cells.classes:
         extent = labels.shape if labels is not None else _extent(cells)
-        rectangles, attributes = _counts_table(cells, extent, scale)
-        layers.append((rectangles, attributes, "shapes"))
+        layers.extend((*draw(cells, extent, scale), "shapes") for draw in (name_plates, counts_panel))
     for _, attributes, _ in layers:
         attributes["scale"] = scale
         attributes["metadata"] = {KEY: {"role": attributes["name"]}}
@@ -106,6 +104,17 @@ def cells_of(features: pd.DataFrame | Mapping[str, Any], data: npt.ArrayLike) ->
     return Cells(table)
 
 
+def cells_at(points: npt.NDArray[np.float64], slide: str, mpp: float) -> Cells:
+    """Return cells without class and measurements at points of the user's own, (n, 2) rows and columns."""
+    table = pd.DataFrame({"slide": slide, "label": np.arange(1, len(points) + 1), "mpp": mpp})
+    corners = np.floor(points).astype(np.int64)
+    for axis in (0, 1):
+        table[f"centroid-{axis}"] = points[:, axis]
+        table[f"bbox-{axis}"], table[f"bbox-{axis + 2}"] = corners[:, axis], corners[:, axis] + 1
+    table["class"], table["at_border"] = "", False
+    return Cells(table.reindex(columns=list(COLUMNS)))
+
+
 def _number_added(table: pd.DataFrame, points: npt.NDArray[np.float64]) -> pd.DataFrame:
     """Give added points, which napari fills with another cell's values, labels of their own."""
     table = table.fillna({"label": 0, "at_border": False})
@@ -139,7 +148,7 @@ def update_layers(viewer: Viewer, analysis: Analysis, image_layer: Layer) -> dic
     Returns
     -------
     dict of str to layer
-        By role: ``cells``, ``cells labels`` and ``counts``.
+        By role: ``cells``, ``cells labels``, ``names`` and ``counts``.
 
     Notes
     -----
@@ -157,8 +166,8 @@ def update_layers(viewer: Viewer, analysis: Analysis, image_layer: Layer) -> dic
             attributes["metadata"][KEY]["picture"] = str(analysis.slide.path)
         layer = find_layer(viewer, image_layer, role)
         if layer is not None and role == CELLS and is_edited(layer):
-            layer.metadata[KEY]["role"] = "corrected cells"
-            layer.name, layer.visible, layer = "corrected cells", False, None
+            layer.metadata[KEY]["role"] = CORRECTED
+            layer.name, layer.visible, layer = CORRECTED, False, None
         if layer is not None:
             _update(layer, data, attributes)
         else:
@@ -173,18 +182,21 @@ def update_layers(viewer: Viewer, analysis: Analysis, image_layer: Layer) -> dic
 
 
 def find_layer(viewer: Viewer, image_layer: Layer, role: str) -> Layer | None:
-    """Return the layer that an earlier run made for this picture, or None."""
+    """Return the layer that an earlier run made for this picture, or that was read from its results, or None."""
+    path = file_of(image_layer)
     for layer in viewer.layers:
         mark = layer.metadata.get(KEY, {})
-        if mark.get("role") == role and mark.get("image") == image_layer.unique_id:
+        same = mark["image"] == image_layer.unique_id if "image" in mark else path and mark.get("picture") == str(path)
+        if same and mark.get("role") == role:
             return layer
     return None
 
 
 def is_edited(layer: Layer) -> bool:
     """Whether the user changed cells since the run that made the points layer."""
-    cells = layer.metadata[KEY]["cells"]
-    return bool(cells_of(layer.features, layer.data) != cells)
+    # What was read from files may hold corrections of long ago.
+    before = layer.metadata[KEY].get("cells")
+    return before is None or bool(cells_of(layer.features, layer.data) != before)
 
 
 def _update(layer: Layer, data: Any, attributes: dict[str, Any]) -> None:
@@ -220,10 +232,32 @@ def _set(target: Any, name: str, value: Any) -> None:
         setattr(target, name, value)
 
 
-def show_counts(layer: Layer, cells: Cells, extent: Sequence[int]) -> None:
-    """Update a layer of counts from corrected cells of a field of (rows, columns)."""
-    rectangles, attributes = _counts_table(cells, extent, layer.scale)
-    _update(layer, rectangles, attributes | {"metadata": layer.metadata})
+def show_corrections(shown: Mapping[str, Layer], cells: Cells, extent: Sequence[int]) -> None:
+    """Let outlines, names and counts follow cells that the user corrected.
+
+    Parameters
+    ----------
+    shown : mapping of str to layer
+        Layers by role; those that are not in it are left out.
+    cells : Cells
+        The corrected cells.
+    extent : rows and columns of the field
+    """
+    labels = shown.get(LABELS)
+    if labels is not None and "index" in labels.features:
+        attributes = _labels_attributes(cells)
+        if attributes["colormap"] is not None:
+            # Cells that the user deleted lose their outline.
+            gone = set(labels.features["index"]) - set(attributes["features"]["index"])
+            attributes["colormap"].update(dict.fromkeys(map(int, gone), "transparent"))
+            labels.colormap = attributes["colormap"]
+            kept = labels.features[labels.features["index"].isin(gone)]
+            labels.features = pd.concat([attributes["features"], kept], ignore_index=True)
+    for role, draw in ((NAMES, name_plates), (COUNTS, counts_panel)):
+        layer = shown.get(role)
+        if layer is not None:
+            data, attributes = draw(cells, extent, layer.scale)
+            _update(layer, data, attributes | {"metadata": layer.metadata})
 
 
 def _transform(image_layer: Layer) -> dict[str, Any]:
@@ -266,14 +300,6 @@ def _points_attributes(cells: Cells) -> dict[str, Any]:
     if cells.classes and len(cells):
         attributes["face_color"] = "class"
         attributes["face_color_cycle"] = _colours(cells)
-    texts = bool(cells.classes) and len(cells) <= MAX_TEXTS
-    attributes["text"] = {
-        "string": "{class} {probability:.0%}" if texts else {"constant": ""},
-        "color": INK,
-        "size": 8,
-        "anchor": "center",
-        "translation": np.array([-0.72 * diameter, 0.0]),
-    }
     return attributes
 
 
@@ -293,67 +319,3 @@ def _labels_attributes(cells: Cells) -> dict[str, Any]:
 def _extent(cells: Cells) -> tuple[int, int]:
     corner = cells.table[["bbox-2", "bbox-3"]].max()
     return (int(corner.iloc[0]), int(corner.iloc[1])) if len(cells) else (512, 512)
-
-
-def _counts_table(
-    cells: Cells, extent: Sequence[int], scale: Sequence[float]
-) -> tuple[list[npt.NDArray[np.float64]], dict[str, Any]]:
-    """Lay the counts out as a panel in the corner: rectangles, some of them with a text.
-
-    Both are in the picture's own coordinates, so that they keep together at every zoom.
-    """
-    counts = differential(cells)
-    counts = counts[counts["n"] > 0]
-    line = min(extent[0] / 38, extent[1] / 50)
-    size = np.array([1.3 * len(counts) + 1.8, 23.0])
-    corner = _free_corner(cells, extent, (size + 0.8) * line) / line + 0.4
-    rectangles: list[npt.NDArray[np.float64]] = []
-    texts: list[str] = []
-    faces: list[str] = []
-
-    def add(top: float, left: float, height: float, width: float, text: str = "", face: str = "#ffffff00") -> None:
-        box = [(top, left), (top, left + width), (top + height, left + width), (top + height, left)]
-        rectangles.append(line * (np.array(box) + corner))
-        texts.append(text)
-        faces.append(face)
-
-    add(0, 0, size[0], size[1], face="#ffffffe0")
-    white = int(counts.loc[counts["group"] == "white", "n"].sum())
-    add(0.4, 0.5, 1, 10, f"{white} white cell{'' if white == 1 else 's'}, exact 95 % limits")
-    for row, (_, entry) in enumerate(counts.iterrows(), start=1):
-        top = 0.4 + 1.3 * row
-        add(top + 0.1, 0.6, 0.8, 0.8, face=colour(entry["class"]))
-        add(top, 1.8, 1, 7, entry["class"])
-        add(top, 11.9, 1, 2, str(entry["n"]))
-        add(top, 13.7, 1, 7, value_text(entry))
-    text: dict[str, Any] = {"string": "{text}", "color": INK, "scaling": True, "anchor": "upper_left"}
-    # napari writes above the upper left corner; one line down is inside.
-    text.update(size=0.5 * line * scale[-1], translation=np.array([line, 0.0]))
-    return rectangles, {
-        "name": COUNTS,
-        "shape_type": "rectangle",
-        "features": pd.DataFrame({"text": texts}),
-        "face_color": faces,
-        "edge_color": "#ffffff00",
-        "edge_width": 0,
-        "text": text,
-        "opacity": 1.0,
-    }
-
-
-def _free_corner(cells: Cells, extent: Sequence[int], size: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the upper left of the panel in that corner of the field where it hides the fewest cells."""
-    first, last = (cells.table[[f"bbox-{k}", f"bbox-{k + 1}"]].to_numpy() for k in (0, 2))
-    room = np.maximum(np.asarray(extent, dtype=float) - size, 0.0)
-    corners = [np.array([row, column]) for row in (0.0, room[0]) for column in (0.0, room[1])]
-    hidden = [int(((first < corner + size) & (last > corner)).all(axis=1).sum()) for corner in corners]
-    return corners[int(np.argmin(hidden))]
-
-
-def value_text(row: pd.Series) -> str:
-    """Write a row of the differential as text: ``66.7 % (41.0–86.7)``; empty for plain numbers."""
-    if not np.isfinite(row["value"]) or not np.isfinite(row["low"]):
-        return ""
-    unit = " %" if str(row["unit"]).startswith("%") else " / 100"
-    high = f"{row['high']:.1f}" if np.isfinite(row["high"]) else "∞"
-    return f"{row['value']:.1f}{unit} ({row['low']:.1f}–{high})"

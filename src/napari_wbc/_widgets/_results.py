@@ -59,10 +59,15 @@ class Results(QWidget):
         self.notes = QLabel()
         self.notes.setWordWrap(True)
         self.notes.setTextFormat(Qt.TextFormat.PlainText)
+        # Above the table, where it is seen in a small window too: the scale is the first thing to check.
+        self.head = QLabel()
+        self.head.setWordWrap(True)
+        self.head.setTextFormat(Qt.TextFormat.PlainText)
         self.canvas: Any = None
         inside = QWidget()
         self._column = QVBoxLayout(inside)
         self._column.setContentsMargins(0, 0, 0, 0)
+        self._column.addWidget(self.head)
         self._column.addWidget(self.table)
         self._column.addWidget(self.notes)
         self._column.addStretch()
@@ -75,12 +80,13 @@ class Results(QWidget):
         outside.setContentsMargins(0, 0, 0, 0)
         outside.addWidget(area)
 
-    def show_counts(self, counts: pd.DataFrame, notes: Sequence[str]) -> None:
-        """Show a differential (`napari_wbc.count.differential`) and lines of notes."""
+    def show_counts(self, counts: pd.DataFrame, head: str, notes: Sequence[str]) -> None:
+        """Show a differential (`napari_wbc.count.differential`), a line above and lines of notes below it."""
         self.counts = counts
         self._fill_table(counts)
         self._draw(counts)
-        self.notes.setText("\n".join([LIMITS_NOTE, *notes]))
+        self.head.setText(head)
+        self.notes.setText("\n".join(notes))
 
     def set_theme(self, theme: str) -> None:
         """Draw the chart again in another of napari's themes."""
@@ -130,7 +136,7 @@ class Results(QWidget):
             from matplotlib.figure import Figure
 
             self.canvas = FigureCanvasQTAgg(Figure(layout="constrained"))
-            self._column.insertWidget(1, self.canvas)
+            self._column.insertWidget(2, self.canvas)
         white = counts[counts["group"] == "white"]
         self.canvas.setFixedHeight(70 + 22 * len(white))
         draw_chart(self.canvas.figure, white, self.theme)

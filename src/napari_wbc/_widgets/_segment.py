@@ -10,7 +10,7 @@ from napari.layers import Image
 from qtpy.QtWidgets import QDoubleSpinBox
 
 from ._dock import Dock
-from ._source import slide_of
+from ._source import scale_line, slide_of
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -27,7 +27,7 @@ class SegmentWidget(Dock):
         The viewer the dock belongs to.
     """
 
-    verb = "Segment white cells"
+    verb = "Segment cells"
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__(napari_viewer)
@@ -59,10 +59,9 @@ class SegmentWidget(Dock):
 
         self.analysis = result
         update_layers(self.viewer, result, image)
-        look = result.appearance
-        scale = f"{look.mpp:.3f} µm per pixel ({look.mpp_source})" if look.mpp == look.mpp else "scale unknown"
         n = len(result.cells)
-        return "\n".join([f"{n} cell{'' if n == 1 else 's'}, {scale}.", *result.notes])
+        lines = [f"{n} cell{'' if n == 1 else 's'}.", scale_line(result.appearance), *result.notes]
+        return "\n".join(lines)
 
 
 _LABELS = {
@@ -83,13 +82,16 @@ def _form() -> dict[str, QDoubleSpinBox]:
     boxes = {}
     for entry in fields(SegmentParameters):
         box = QDoubleSpinBox()
-        box.setRange(0.0, 5.0 if entry.name == "mpp" else 100.0)
+        # At 0 these divide by it.
+        box.setRange(
+            0.05 if entry.name in ("working_mpp", "sensitivity") else 0.0, 5.0 if "mpp" in entry.name else 100.0
+        )
         box.setDecimals(4 if entry.name == "mpp" else 2)
         box.setSingleStep(0.05 if "mpp" in entry.name else 0.5)
         if isinstance(entry.default, float):
             box.setValue(entry.default)
         else:
-            box.setSpecialValueText("measured from the red cells")
+            box.setSpecialValueText("measured")
         box.setToolTip(said.get(entry.name, ""))
         boxes[entry.name] = box
     return boxes

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from napari_wbc.slide import IMAGE_SUFFIXES, MAX_MEGAPIXELS, ImageError, Slide
 
 if TYPE_CHECKING:
-    from napari.layers import Image, Labels
+    from napari.layers import Image, Labels, Layer, Points
+
+    from napari_wbc.appearance import Appearance
 
 # Under this key our layers' metadata say what they show and of which picture.
 KEY = "napari-wbc"
@@ -30,6 +32,14 @@ def layer_mpp(layer: Image) -> float | None:
     if not np.isclose(sizes[0], sizes[1], rtol=0.01):
         raise ImageError(f"the pixels of {layer.name!r} are not square ({sizes[0]:g} × {sizes[1]:g} µm)")
     return sizes[0]
+
+
+def file_of(layer: Layer) -> Path | None:
+    """Return the picture's file; the source of a layer that was read from a folder of results is that folder."""
+    for path in (layer.source.path, layer.metadata.get("path")):
+        if path and Path(path).suffix.lower() in IMAGE_SUFFIXES and Path(path).is_file():
+            return Path(path)
+    return None
 
 
 def slide_of(layer: Image, mpp: float | None = None) -> Slide:
@@ -66,8 +76,8 @@ def slide_of(layer: Image, mpp: float | None = None) -> Slide:
         slide = Slide.from_array(np.asarray(data), layer.name, mpp=mpp)
     except ImageError as error:
         raise ImageError(f"{layer.name}: {error}") from error
-    path = layer.source.path or layer.metadata.get("path")
-    if path is None or Path(path).suffix.lower() not in IMAGE_SUFFIXES or not Path(path).is_file():
+    path = file_of(layer)
+    if path is None:
         return slide
     try:
         file = Slide.open(path)
@@ -81,3 +91,22 @@ def labels_array(layer: Labels | None) -> npt.NDArray[Any] | None:
     if layer is None:
         return None
     return np.asarray(layer.data[0] if layer.multiscale else layer.data)
+
+
+def scale_line(look: Appearance) -> str:
+    """Say what the scale is and where it is from: the first thing to check."""
+    if not np.isfinite(look.mpp):
+        return "Scale: unknown."
+    n = look.n_red_cells
+    source = {
+        "given": "given",
+        "red cells": f"measured from {n} red cell{'' if n == 1 else 's'}",
+        "white cells": "assumed from the white cells",
+    }.get(look.mpp_source, look.mpp_source)
+    return f"Scale: {look.mpp:.3f} µm per pixel, {source}."
+
+
+def points_in(layer: Points, image: Image) -> npt.NDArray[np.float64]:
+    """Return where points lie in a picture, (n, 2) rows and columns in its pixels, whatever the layers' scales."""
+    places = [image.world_to_data(layer.data_to_world(point)[-2:])[-2:] for point in np.asarray(layer.data)]
+    return np.array(places, dtype=np.float64).reshape(-1, 2)

@@ -344,7 +344,7 @@ def finish(args: argparse.Namespace, trainer: Trainer) -> None:
     save_model(args.out, card, state)
     classifier = Classifier.load(args.out.with_suffix(".json"), device="cpu")
     crops, table = cut_images(args.data, "val", args.cache)
-    y = torch.from_numpy(table["class"].map(list(CLASSES).index).to_numpy())
+    y = torch.from_numpy(table["class"].map(list(CLASSES).index).to_numpy(copy=True))
     with torch.inference_mode():
         x = [training_input(torch.from_numpy(crops[k : k + BATCH])) for k in range(0, len(y), BATCH)]
         logits = torch.cat([classifier.network(part) for part in x])

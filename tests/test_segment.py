@@ -141,6 +141,27 @@ def test_cell_cut_by_the_border(smear):
     assert found.labels.max() == 1
 
 
+def test_a_sliver_at_the_border_is_no_cell(smear):
+    assert segment(smear.cell(28, 21).cell(16, 44.5).image()).labels.max() == 1
+
+
+def test_two_lobes_cut_by_the_border_are_one_cell(smear):
+    lobes = ((-4.2, -2.0, 2.6), (4.2, -2.0, 2.6))
+    assert segment(smear.cell(28, 39, lobes, radius=8).image()).labels.max() == 1
+
+
+def test_granules_are_no_nucleus(smear):
+    smear.disc(28, 21, 6.0, (0.16, 0.42, 0.12)).disc(26, 21, 3.2, (0.6, 1.0, 0.2))
+    found = segment(smear.image())
+    assert found.labels.max() == 1
+    assert (found.nuclei == 1).sum() * 0.01 == pytest.approx(np.pi * 3.2**2, rel=0.12)
+
+
+def test_settled_stain_is_no_cell(smear):
+    smear.cell(28, 21).disc(40, 21, 3.5, (0.15, 0.22, 0.06))
+    assert segment(smear.image()).labels.max() == 1
+
+
 @pytest.mark.parametrize(
     ("film", "shade"),
     [(FILM, 0.4), ((150, 190, 160), 0.0), ((255, 240, 150), 0.0), ((130, 160, 185), 0.3), ((120, 110, 105), 0.0)],

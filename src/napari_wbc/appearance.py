@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -33,6 +33,8 @@ _TYPICAL_NUCLEUS_UM2 = 55.0
 _LARGEST_NUCLEUS_UM2 = 220.0
 """No nucleus is larger, µm²: red cells that say so were none."""
 
+_WINDOW = 400
+"""Half the side of a window in which red cells are measured, pixels."""
 _COARSE_PIXELS = 50_000
 """Size to which a field is reduced for finding background and scale."""
 
@@ -230,6 +232,25 @@ def _scale(density: Float, foreground: float, factor: float, sensitivity: float)
     return float("nan"), "unknown", _NO_RED
 
 
+def _closer(rgb: npt.NDArray[np.uint8], foreground: float, sensitivity: float) -> tuple[float, Source, _Red] | None:
+    """Scale of a large picture from nine windows of it: the median of their red cells, None without any."""
+    views = []
+    for h in np.array_split(np.arange(rgb.shape[0]), 3):
+        for w in np.array_split(np.arange(rgb.shape[1]), 3):
+            rows, columns = (slice(max(0, len(v) // 2 - _WINDOW) + v[0], len(v) // 2 + _WINDOW + v[0]) for v in (h, w))
+            window = rgb[rows, columns]
+            factor = min(1.0, float(np.sqrt(_COARSE_PIXELS / window[..., 0].size)))
+            view = _scale(density_of(reduced(window, factor))[0], foreground, factor, sensitivity)
+            if view[1] == "red cells":
+                views.append(view)
+    if not views:
+        return None
+    views.sort(key=lambda view: view[0])
+    total = np.cumsum([view[2].n for view in views])
+    mpp, source, red = views[int(np.searchsorted(total, total[-1] / 2))]
+    return mpp, source, replace(red, n=int(total[-1]))
+
+
 def _fits(density: Float, foreground: float, unit: float) -> bool:
     """Whether what lies on the glass is not much thicker than a cell may be."""
     return bool(ndi.distance_transform_edt(density[..., 1] > foreground).max() * unit < 20)
@@ -283,18 +304,9 @@ def appearance_and_density(rgb: npt.NDArray[np.uint8], parameters: SegmentParame
     foreground = scale.foreground_level(ndi.gaussian_filter(density[..., 1], 0.7))
     if parameters.mpp is None:
         mpp, source, red = _scale(density, foreground, factor, parameters.sensitivity)
-        # In a large picture small cells vanish at this resolution, and clumps look like cells:
-        # look closer until two views agree.
-        crop, large = rgb, rgb[..., 0].size > 20 * _COARSE_PIXELS
-        while large and crop[..., 0].size > 5 * _COARSE_PIXELS:
-            h, w = crop.shape[:2]
-            crop = crop[h // 4 : h - h // 4, w // 4 : w - w // 4]
-            factor = min(1.0, float(np.sqrt(_COARSE_PIXELS / crop[..., 0].size)))
-            closer = _scale(density_of(reduced(crop, factor))[0], foreground, factor, parameters.sensitivity)
-            if source == closer[1] == "red cells" and abs(np.log(mpp / closer[0])) < 0.2:
-                break
-            if source == "unknown" or closer[1] == "red cells":
-                mpp, source, red = closer
+        # In a large picture small cells vanish at this resolution, and clumps look like cells.
+        if rgb[..., 0].size > 20 * _COARSE_PIXELS:
+            mpp, source, red = _closer(rgb, foreground, parameters.sensitivity) or (mpp, source, red)
     else:
         mpp, source, red = parameters.mpp, "given", _red(density, factor, parameters.mpp)
     level, darkest, colour = float("inf"), 0.0, red.density

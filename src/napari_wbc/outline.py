@@ -175,7 +175,8 @@ def _best_radii(score: Float, centre: Points, unit: float) -> Points:
     radius of each ray, where a step between neighbours costs its square.
     """
     angle = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
-    reach = int(np.hypot(*score.shape)) + 1
+    # As far as the farthest corner.
+    reach = int(np.hypot(*np.maximum(centre, np.array(score.shape) - centre))) + 2
     radius = np.arange(1, reach + 1, dtype=np.float32)
     rays = centre[:, None, None] + radius * np.stack([np.sin(angle), np.cos(angle)])[:, :, None]
     # Beyond the image nothing is known; a cell that the border cuts may go on a little.

@@ -9,6 +9,7 @@ density relative to the smooth, bright background of the field.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy.typing as npt
 from scipy import ndimage as ndi
 from scipy import sparse
 from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
 from skimage.filters import threshold_otsu
 
 __all__ = [
@@ -247,21 +249,24 @@ def _circles(points: Float, normals: Float, shape: tuple[int, ...]) -> tuple[Flo
     h, w = shape
     best = np.zeros(shape, dtype=np.float32)
     radius = np.zeros(shape, dtype=np.float32)
+    lines = [(np.ascontiguousarray(points[:, k]), np.ascontiguousarray(normals[:, k])) for k in (0, 1)]
     for r in np.geomspace(4, max(5, min(h, w) * 0.3), 20):
-        y, x = np.rint(points + r * normals).astype(int).T
+        # Half a pixel is added to round by cutting off.
+        y, x = (along + np.float32(r) * across + np.float32(0.5) for along, across in lines)
         inside = (y >= 0) & (x >= 0) & (y < h) & (x < w)
-        votes = np.bincount(y[inside] * w + x[inside], minlength=h * w).reshape(shape)
+        place = y[inside].astype(np.int64) * w + x[inside].astype(np.int64)
+        votes = np.bincount(place, minlength=h * w).reshape(shape)
         size = max(3, int(0.3 * r) | 1)
         share = ndi.uniform_filter(votes.astype(np.float32), size) * (size * size / (2 * np.pi * r))
-        radius = np.where(share > best, np.float32(r), radius)
+        np.putmask(radius, share > best, r)
         np.maximum(best, share, out=best)
     centres = np.argwhere((best > 0.35) & (best == ndi.maximum_filter(best, 9)))
     centres = centres[np.argsort(-best[tuple(centres.T)], kind="stable")]
     kept: list[int] = []
     radii = radius[tuple(centres.T)]
+    crowded = cdist(centres, centres) < 0.6 * np.maximum(radii[:, None], radii)
     for i in range(len(centres)):
-        apart = np.linalg.norm(centres[kept] - centres[i], axis=1)
-        if not np.any(apart < 0.6 * np.maximum(radii[kept], radii[i])):
+        if not crowded[i, kept].any():
             kept.append(i)
     return centres[kept].astype(np.float32), radii[kept]
 
@@ -271,14 +276,19 @@ def _refined(points: Float, normals: Float, centres: Float, radii: Float) -> Flo
     because the outline runs through the outermost pixels inside.
     """
     refined = radii.copy()
-    tree = cKDTree(points)
-    for i, near in enumerate(tree.query_ball_point(centres, 1.5 * radii)):
-        to_centre = centres[i] - points[near]
-        distance = np.linalg.norm(to_centre, axis=1) + 1e-6
-        facing = (to_centre * normals[near]).sum(axis=1) > 0.95 * distance
-        support = distance[facing & (distance > 0.6 * radii[i])]
-        if len(support) > 6:
-            refined[i] = np.median(support) + 0.5
+    near = cKDTree(points).query_ball_point(centres, 1.5 * radii)
+    of = np.repeat(np.arange(len(centres)), [len(n) for n in near])
+    index = np.fromiter(chain.from_iterable(near), dtype=np.int64, count=len(of))
+    to_centre = centres[of] - points[index]
+    distance = np.sqrt((to_centre * to_centre).sum(axis=1)) + np.float32(1e-6)
+    facing = (to_centre * normals[index]).sum(axis=1) > 0.95 * distance
+    support = facing & (distance > 0.6 * radii[of])
+    of, distance = of[support], distance[support]
+    order = np.lexsort((distance, of))
+    count = np.bincount(of, minlength=len(centres))
+    for i, own in enumerate(np.split(distance[order], np.cumsum(count)[:-1])):
+        if len(own) > 6:
+            refined[i] = 0.5 * (own[(len(own) - 1) // 2] + own[len(own) // 2]) + 0.5
     return refined
 
 

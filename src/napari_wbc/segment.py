@@ -16,6 +16,7 @@ from scipy import ndimage as ndi
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
+from skimage.filters import threshold_otsu
 from skimage.measure import regionprops
 from skimage.morphology import h_maxima
 from skimage.segmentation import relabel_sequential, watershed
@@ -102,6 +103,7 @@ def segment(
     unit = max(look.mpp, parameters.working_mpp)
     nuclei = _nuclei(density, look, parameters, unit)
     nuclei, found = _cells(nuclei, density, look, parameters, unit)
+    nuclei = _without_cytoplasm(nuclei, found, density, unit)
     labels, inner = _drawn(found, nuclei, rgb.shape[:2])
     return Segmentation(labels, inner, look)
 
@@ -238,12 +240,14 @@ def _cells(
             everyone = [i for i in range(1, len(owner)) if owner[i] in together]
             width = widths(np.concatenate([found[i - 1].vertices for i in everyone])) * unit
             # Two cells side by side are about twice as long as wide, whatever the scale; one
-            # that the border cuts may be so, but is no longer than one cell.
-            cut = any(found[i - 1].crosses(nuclei.shape) for i in everyone)
-            longest, narrow = (21, 2.2) if cut else (24, 1.5)
+            # that the border cuts may be so too, but is shorter than a whole one.
+            limits = [(24, 1.5)]
             if areas[everyone].sum() > _LARGEST_PAIR_UM2:
-                longest, narrow = 22, 1.4
-            if len(together) > 1 and width.max() < min(longest * slack, narrow * width.min()):
+                limits = [(22, 1.4)]
+            elif any(found[i - 1].crosses(nuclei.shape) for i in everyone):
+                limits.append((21, 2.2))
+            round_one = any(width.max() < min(a * slack, b * width.min()) for a, b in limits)
+            if len(together) > 1 and round_one:
                 owner[everyone] = together[0]
     joined = owner[nuclei].astype(np.int32)
     joined[_platelets(joined, density, look, parameters, unit)[joined]] = 0
@@ -255,6 +259,39 @@ def _cells(
     merged = len(np.unique(owner)) < len(owner)
     joined = relabel_sequential(joined)[0].astype(np.int32)
     return joined, outlines(joined, density, around) if merged else kept
+
+
+def _without_cytoplasm(nuclei: Labels, found: list[Outline], density: Float, unit: float) -> Labels:
+    """Cut the nucleus anew where the cytoplasm is blue or full of granules.
+
+    Such cytoplasm is bluer than the nuclear level, and the edge to the film is found instead of
+    that to the nucleus. Within the cell Otsu's threshold parts the two, provided that they are
+    two: the paler has a third to half of the dye, and most of the variance lies between them.
+    """
+    cells = np.zeros(nuclei.shape, dtype=np.int32)
+    for i, outline in enumerate(found, start=1):
+        outline.fill(cells, i, np.ones(2))
+    cells = np.where(nuclei > 0, nuclei, cells)
+    result = nuclei.copy()
+    for i, window in enumerate(ndi.find_objects(cells), start=1):
+        own = cells[window] == i
+        dye = ndi.gaussian_filter(thiazine(density[window]), 0.15 / unit)
+        inside = dye[own]
+        if float(np.ptp(inside)) < 0.02:
+            continue
+        level = threshold_otsu(inside, nbins=64)
+        high, low = inside[inside > level], inside[inside <= level]
+        share = len(high) * len(low) / len(inside) ** 2
+        apart = share * float(high.mean() - low.mean()) ** 2 / float(inside.var())
+        pale = own & (dye <= level)
+        if apart < 0.66 or not 0.34 < float(np.median(low)) / float(np.median(high)) < 0.55:
+            continue
+        result[window][pale & (nuclei[window] == i)] = 0
+        pieces, _ = ndi.label(result[window] == i)
+        crumbs = np.bincount(pieces.ravel()) * unit * unit < 2.0
+        crumbs[0] = False
+        result[window][crumbs[pieces]] = 0
+    return _filled(result, 2.0 / (unit * unit))
 
 
 def _neighbours(found: list[Outline], nuclei: Labels, gap: float) -> list[list[int]]:
@@ -298,6 +335,7 @@ def _platelets(nuclei: Labels, density: Float, look: Appearance, parameters: Seg
 
     A small nucleus is a ripe one and as dark as any; one that the border cuts may be larger.
     """
+    smallest = parameters.min_nucleus_area
     result = np.zeros(int(nuclei.max()) + 1, dtype=bool)
     depth = ndi.distance_transform_edt(nuclei > 0) * unit
     for region in regionprops(nuclei):
@@ -305,10 +343,13 @@ def _platelets(nuclei: Labels, density: Float, look: Appearance, parameters: Seg
         top, left, bottom, right = region.bbox
         cut = top == 0 or left == 0 or bottom == nuclei.shape[0] or right == nuclei.shape[1]
         dye = float(np.median(thiazine(density[region.slice][nuclei[region.slice] == region.label])))
-        pale = dye < 0.65 * look.darkest and not cut and area < 2 * parameters.min_nucleus_area
+        # Stain that settled between the cells is paler than any nucleus, at any size.
+        pale = dye < (0.65 if area < 2 * smallest and not cut else 0.4) * look.darkest
         # Dye that settled in threads and crumbs is nowhere as thick as a lobe.
         thin = depth[region.slice][nuclei[region.slice] == region.label].max() < _THINNEST_LOBE_UM / 2
-        result[region.label] = area < parameters.min_nucleus_area or pale or thin
+        # Of a cell that the border cuts, half an ordinary nucleus must be seen: a sliver may
+        # belong to anything.
+        result[region.label] = area < (1.4 if cut else 1.0) * smallest or pale or thin
     return result
 
 

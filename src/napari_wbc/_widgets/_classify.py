@@ -195,7 +195,8 @@ class ClassifyWidget(Dock):
             # A cell that the user deleted is gone from the labels too.
             labels = np.where(np.isin(labels, cells.table["label"].to_numpy()), labels, 0)
         if analysis is not None and labels is not None:
-            return write_results(replace(analysis, cells=cells, labels=labels), folder, files=files)
+            corrected = replace(analysis, cells=cells, labels=labels)
+            return write_results(corrected, folder, files=files, corrected=True)
         # What somebody saves again is a reviewer's.
         return write_folder(folder, cells, labels, image=slide.image, picture=slide.path, files=files, corrected=True)
 

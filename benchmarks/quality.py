@@ -1,6 +1,6 @@
 """Measure what the package promises, on labelled public data.
 
-    python benchmarks/quality.py --data DATA [--model MODEL] [--markdown FILE]
+    python benchmarks/quality.py --data DATA [--model MODEL] [--markdown FILE] [--card FILE]
 
 Every row states its data, n, the value and 95 % limits: Clopper-Pearson for
 shares, the normal approximation of the mean for Dice and a bootstrap over
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 from napari_wbc.cells import UNIDENTIFIED
-from napari_wbc.classifier import Classifier
+from napari_wbc.classifier import Classifier, ModelCard
 from napari_wbc.count import clopper_pearson
 from napari_wbc.crop import crop_cells
 from napari_wbc.pipeline import analyse, run
@@ -171,7 +171,9 @@ def cells_found(data: Path) -> Iterator[Row]:
             yield Row(f"Dice of the {part}, mean (×100)", row["row"], row["n"], mean, mean - half, mean + half, reach)
     row = segmentation.fields_rbc(data)
     yield share(
-        "fields without a white cell left empty", "fields_rbc", np.arange(row["fields"]) >= row["fields with one"]
+        "fields without a white cell left empty",
+        "fields_rbc",
+        np.arange(row["fields"]) >= row["fields with one"]["hits"],
     )
 
 
@@ -190,17 +192,25 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default=None)
     parser.add_argument("--markdown", type=Path, help="write the table there too")
+    parser.add_argument("--card", type=Path, help="write the results on classes into this model card too")
     parser.add_argument("--classes-only", action="store_true", help="leave the rows on segmentation out")
     args = parser.parse_args()
     lines = ["| what | data | n | value | 95 % limits | reach | reached |", "|---|---|---:|---:|---|---:|---|"]
     console = Console(width=170)
     console.print(lines[0])
+    results = []
     for row in rows(args.data, Classifier.load(args.model), segment=not args.classes_only):
+        if "accuracy" in row.what or "F1" in row.what or "class right" in row.what:
+            values = {key: round(getattr(row, key), 2) for key in ("value", "low", "high")}
+            results.append({"what": row.what, "data": row.data, "n": row.n, **values})
         reach = "" if row.reach is None else f"{row.reach:g}"
         lines.append(
             f"| {row.what} | {row.data} | {row.n} | {row.value:.1f} | {row.low:.1f}–{row.high:.1f} | {reach} | {row.reached} |"
         )
         console.print(lines[-1])
+    if args.card:
+        card = ModelCard.from_json(args.card.read_text(encoding="utf-8"))
+        args.card.write_text(replace(card, results=tuple(results)).to_json(), encoding="utf-8")
     if args.markdown:
         args.markdown.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

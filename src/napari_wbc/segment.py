@@ -342,9 +342,10 @@ def _platelets(nuclei: Labels, density: Float, look: Appearance, parameters: Seg
         area = region.area * unit * unit
         top, left, bottom, right = region.bbox
         cut = top == 0 or left == 0 or bottom == nuclei.shape[0] or right == nuclei.shape[1]
-        dye = float(np.median(thiazine(density[region.slice][nuclei[region.slice] == region.label])))
-        # Stain that settled between the cells is paler than any nucleus, at any size.
-        pale = dye < (0.65 if area < 2 * smallest and not cut else 0.4) * look.darkest
+        dye = thiazine(density[region.slice][nuclei[region.slice] == region.label])
+        pale = not cut and area < 2 * smallest and float(np.median(dye)) < 0.65 * look.darkest
+        # Stain that settled between the cells is pale all over, at any size.
+        pale |= float(np.percentile(dye, 75)) < 0.45 * look.darkest
         # Dye that settled in threads and crumbs is nowhere as thick as a lobe.
         thin = depth[region.slice][nuclei[region.slice] == region.label].max() < _THINNEST_LOBE_UM / 2
         # Of a cell that the border cuts, half an ordinary nucleus must be seen: a sliver may

@@ -15,7 +15,7 @@ from PIL import Image
 BCCD = "BCCD Dataset, github.com/Shenggan/BCCD_Dataset"
 BCISC = "BCISC, github.com/fpklipic/BCISC; Fan et al., LeukocyteMask, Journal of Biophotonics, 2019"
 PBC = "Acevedo et al., Data in Brief 30:105474, 2020, doi 10.17632/snkd93bnjr.1; resized"
-MOSAIC = (10, 43, 70, 44, 34, 176, 313, 31, 195)  # fields with two white cells each
+MOSAIC = (193, 43, 70, 44, 34, 176, 313, 31, 195)  # fields with two white cells each
 FIELDS = (
     (
         "smear_neutrophil_monocyte",

@@ -72,6 +72,8 @@ ADULT = {
     "platelet": 0.01,
 }
 PRIOR_STRENGTH = 0.5
+# Of the cells of bccd that are above it 87 % are right, of all 81 %; one in six is left to the eye.
+THRESHOLD = 0.7
 
 
 def cut_images(data: Path, split: str, cache: Path) -> tuple[npt.NDArray[np.uint8], pd.DataFrame]:
@@ -333,10 +335,11 @@ def finish(args: argparse.Namespace, trainer: Trainer) -> None:
         "command": f"python benchmarks/train_default_model.py --data DATA --cache CACHE --epochs {args.epochs} "
         f"--per-epoch {args.per_epoch} --seed {args.seed}",
         "prior": f"{PRIOR_STRENGTH} of the log of these shares is added to the logits: {json.dumps(ADULT)}",
-        "temperature": "least cross-entropy on pbc/val under the disturbances of training",
+        "temperature": "least cross-entropy on pbc/val under the disturbances of training, but at least 1: other "
+        "laboratories give no reason to be surer",
     }
     card = ModelCard(
-        args.out.name, "mobilenet_v2", tuple(CLASSES.values()), CROP, STEPS_OF_CARD,
+        args.out.name, "mobilenet_v2", tuple(CLASSES.values()), CROP, STEPS_OF_CARD, threshold=THRESHOLD,
         description="White blood cells of peripheral blood smears, eight classes", licence="BSD-3-Clause; see NOTICE",
         training=training,
     )  # fmt: skip
@@ -348,7 +351,7 @@ def finish(args: argparse.Namespace, trainer: Trainer) -> None:
     with torch.inference_mode():
         x = [training_input(torch.from_numpy(crops[k : k + BATCH])) for k in range(0, len(y), BATCH)]
         logits = torch.cat([classifier.network(part) for part in x])
-    card = ModelCard(**{**vars(card), "temperature": round(temperature(logits, y), 2)})
+    card = ModelCard(**{**vars(card), "temperature": max(1.0, round(temperature(logits, y), 2))})
     save_model(args.out, card, state)
     print(
         f"accuracy on disturbed pbc/val {100 * (logits.argmax(1) == y).float().mean():.1f} %, temperature {card.temperature}"

@@ -18,7 +18,7 @@ COLOURS: Mapping[str, str] = {
     "immature granulocyte": "#f0e442",
     "erythroblast": "#56b4e9",
     "platelet": "#882255",
-    UNIDENTIFIED: "#bbbbbb",
+    UNIDENTIFIED: "#4d4d4d",
 }
 _OTHERS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#aa4499")
 

@@ -30,7 +30,7 @@ def test_the_white_cells_of_a_real_field_are_found(path, classifier):
     assert len(result.cells) == TRUTH[path.stem]
     assert set(result.cells.table["label"]) == set(np.unique(result.labels)) - {0}
     assert result.appearance.mpp_source == "red cells"
-    assert 0.05 < result.appearance.mpp < 0.11
+    assert 0.05 < result.appearance.mpp < 0.10
     assert result.differential["n"].sum() == len(result.cells)
     p = result.cells.table[[f"p_{name}" for name in result.cells.classes]].to_numpy()
     np.testing.assert_allclose(p.sum(1), 1, atol=1e-4)

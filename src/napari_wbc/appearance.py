@@ -30,6 +30,9 @@ _TYPICAL_NUCLEUS_UM2 = 55.0
 """Area of an average white cell nucleus on a film, µm²: the ruler when no red cell is seen."""
 
 
+_FEW_RED_CELLS = 6
+"""So few red cells are doubted: their mean is taken with an ordinary nucleus."""
+
 _LARGEST_NUCLEUS_UM2 = 220.0
 """No nucleus is larger, µm²: red cells that say so were none."""
 
@@ -219,7 +222,7 @@ def _scale(density: Float, foreground: float, factor: float, sensitivity: float)
         fits = red.n >= 30 or (red.n >= 3 and _fits(density, foreground, red.mpp / factor))
         # A body may hold the nuclei of two touching cells, lobes side by side are one nucleus.
         if fits and nucleus < _LARGEST_NUCLEUS_UM2 and area * red.mpp**2 < 1.5 * _LARGEST_NUCLEUS_UM2:
-            return red.mpp, "red cells", red
+            return _with_nucleus(red, near), "red cells", red
         # One or two red cells count if the largest nucleus has an ordinary size by them.
         if 25 < area * red.mpp**2 < 140 and _largest_nucleus(density, foreground, red, sensitivity)[0]:
             return red.mpp, "red cells", red
@@ -230,6 +233,14 @@ def _scale(density: Float, foreground: float, factor: float, sensitivity: float)
     if area:
         return float(np.sqrt(_TYPICAL_NUCLEUS_UM2 / area)), "white cells", _NO_RED
     return float("nan"), "unknown", _NO_RED
+
+
+def _with_nucleus(red: _Red, nucleus: float) -> float:
+    """µm per pixel by the red cells; by less than six, their mean with an ordinary nucleus that counts as one."""
+    if red.n >= _FEW_RED_CELLS or not 25 < nucleus * red.mpp**2 < 140:
+        return red.mpp
+    by_nucleus = np.sqrt(_TYPICAL_NUCLEUS_UM2 / nucleus)
+    return float(np.exp((red.n * np.log(red.mpp) + np.log(by_nucleus)) / (red.n + 1)))
 
 
 def _closer(rgb: npt.NDArray[np.uint8], foreground: float, sensitivity: float) -> tuple[float, Source, _Red] | None:

@@ -9,6 +9,7 @@ density relative to the smooth, bright background of the field.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -43,6 +44,7 @@ RED_HUE = 0.62
 """Red cells have a `hue` below it in all the common stains, nuclei above it."""
 
 
+@lru_cache(maxsize=64)
 def _weights(n_in: int, n_out: int) -> Any:
     """Sparse (n_out, n_in) matrix of linear interpolation, widened to a triangle that spans
     one output pixel to either side when shrinking, so that nothing aliases.
@@ -138,9 +140,17 @@ def light(coefficients: Float, shape: tuple[int, int]) -> Float:
     -------
     float32 array of shape (H, W, 3), 1 to 256 (one is added, as in `optical_density`).
     """
-    y, x = np.meshgrid(np.arange(shape[0]), np.arange(shape[1]), indexing="ij")
-    surface = _surface(shape, y, x) @ coefficients
-    result: Float = np.power(np.float32(10), surface.astype(np.float32)).clip(1, 256).reshape(*shape, 3)
+    result: Float = np.power(np.float32(10), _log_light(coefficients, shape))
+    return result
+
+
+def _log_light(coefficients: Float, shape: tuple[int, int]) -> Float:
+    """Decadic logarithm of the background, (H, W, 3); the terms of `_surface`, spread by broadcasting."""
+    y = (2 * np.arange(shape[0], dtype=np.float32) / max(shape[0] - 1, 1) - 1)[:, None, None]
+    x = (2 * np.arange(shape[1], dtype=np.float32) / max(shape[1] - 1, 1) - 1)[None, :, None]
+    flat, by_x, by_y, by_xx, by_xy, by_yy = coefficients.astype(np.float32)
+    surface = (flat + by_y * y + by_yy * y * y) + x * (by_x + by_xy * y) + by_xx * x * x
+    result: Float = np.clip(surface, 0, np.float32(np.log10(256)))
     return result
 
 
@@ -156,7 +166,7 @@ def optical_density(rgb: Float, coefficients: Float) -> Float:
     -------
     float32 array of shape (H, W, 3); negative where brighter than the background.
     """
-    density: Float = np.log10(light(coefficients, (rgb.shape[0], rgb.shape[1])) / (rgb + 1))
+    density: Float = _log_light(coefficients, (rgb.shape[0], rgb.shape[1])) - np.log10(rgb + 1)
     return density
 
 

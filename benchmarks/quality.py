@@ -26,12 +26,12 @@ from napari_wbc.cells import UNIDENTIFIED
 from napari_wbc.classifier import Classifier, ModelCard
 from napari_wbc.count import clopper_pearson
 from napari_wbc.crop import crop_cells
-from napari_wbc.pipeline import analyse, run
+from napari_wbc.pipeline import ASSUMED_CELL_UM, analyse, run
 from napari_wbc.single import classify_crops
 from napari_wbc.slide import Slide
 
 PBC_MPP = 0.145  # 36.5 µm across an image of 256 px: red cells of 7.2 µm are 50 px wide there
-MASK_CELL_UM = 14.8  # the mean of the medians of the five classes in pbc/val, as segmented; see `masked_cells`
+
 NAMES = {"ig": "immature granulocyte"}
 FIVE = ("neutrophil", "lymphocyte", "monocyte", "eosinophil", "basophil")
 
@@ -115,7 +115,7 @@ def masked_cells(data: Path, dataset: int, classifier: Classifier, reach: float 
     """Centre and scale from the mask.
 
     Each picture is scaled so that the median cell of the data set, of known area in pixels, is
-    `MASK_CELL_UM` wide: small cells stay small.
+    `ASSUMED_CELL_UM` wide: small cells stay small.
     """
     table = pd.read_csv(data / "segmentation_wbc/classes.csv")
     table = table[table.dataset == dataset]
@@ -129,7 +129,7 @@ def masked_cells(data: Path, dataset: int, classifier: Classifier, reach: float 
     truth = table["class"].to_numpy()
     for how, widths in (("median", np.full(len(table), np.median(diameters))), ("each", np.array(diameters))):
         crops = [
-            crop_cells(image, np.array([centre]), MASK_CELL_UM / width, classifier.card.crop)[0]
+            crop_cells(image, np.array([centre]), ASSUMED_CELL_UM / width, classifier.card.crop)[0]
             for image, centre, width in zip(images, centres, widths, strict=True)
         ]
         p = classifier.predict(np.stack(crops))

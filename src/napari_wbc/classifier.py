@@ -45,6 +45,11 @@ class ModelCard:
         Size of the crops that the network takes.
     preprocessing : tuple of mappings
         Steps of `napari_wbc.preprocess`, in order.
+    views : tuple of tuples of mappings
+        If given, each crop is seen in so many ways: these steps come before those of `preprocessing`, and the logits
+        are averaged. Normalisations fail on different laboratories; their mean fails on fewer.
+    head : mapping
+        Arguments of `napari_wbc.models.build` beside the name and the number of classes.
     temperature : float
         Logits are divided by it before the softmax (calibration).
     threshold : float
@@ -68,6 +73,8 @@ class ModelCard:
     classes: tuple[str, ...]
     crop: CropSize
     preprocessing: tuple[Mapping[str, Any], ...]
+    views: tuple[tuple[Mapping[str, Any], ...], ...] = ()
+    head: Mapping[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
     threshold: float = 0.5
     sha256: str = ""
@@ -81,7 +88,27 @@ class ModelCard:
             raise ValueError(f"the classes must be different names other than {UNIDENTIFIED!r}")
         if not (math.isfinite(self.temperature) and self.temperature > 0 and 0 <= self.threshold <= 1):
             raise ValueError("temperature must be positive and threshold between 0 and 1")
-        check_steps(self.preprocessing)
+        for steps in self.ways:
+            check_steps(steps)
+        limits: dict[str, tuple[Any, Any, Any]] = {
+            "hidden": (int, 0, 65536),
+            "dropout": ((int, float), 0, 0.99),
+            "folded": (bool, False, True),
+        }
+        for key, value in self.head.items():
+            if (
+                key not in limits
+                or not isinstance(value, limits[key][0])
+                or not limits[key][1] <= value <= limits[key][2]
+            ):
+                raise ValueError(
+                    f"head: {key!r} must be one of {', '.join(limits)}, and {value!r} is not possible for it"
+                )
+
+    @property
+    def ways(self) -> tuple[tuple[Mapping[str, Any], ...], ...]:
+        """All steps of each view."""
+        return tuple((*view, *self.preprocessing) for view in self.views or ((),))
 
     @classmethod
     def from_json(cls, text: str) -> ModelCard:
@@ -95,6 +122,7 @@ class ModelCard:
                 if not isinstance(data.get(name, []), list):
                     raise ValueError(f"{name} must be a list")
                 data[name] = tuple(data.get(name, []))
+            data["views"] = tuple(tuple(view) for view in data.get("views", []))
             if not all(isinstance(name, str) and name for name in data["classes"]):
                 raise ValueError("classes must be names")
             return cls(**data)
@@ -156,7 +184,7 @@ class Classifier:
         weights_path = card_path.with_suffix(".safetensors")
         state = _read_weights(weights_path, card)
         try:
-            network = build(card.network, len(card.classes))
+            network = build(card.network, len(card.classes), **card.head)
             network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
         except (RuntimeError, ValueError) as error:
             raise ModelError(
@@ -220,7 +248,8 @@ class Classifier:
         with torch.inference_mode():
             # NHWC in memory seen as NCHW is exactly channels-last.
             crops = torch.from_numpy(np.ascontiguousarray(batch)).to(device).permute(0, 3, 1, 2)
-            logits = self.network(apply_steps(crops, self.card.preprocessing, self.card.crop))
+            seen = torch.cat([apply_steps(crops, steps, self.card.crop) for steps in self.card.ways])
+            logits = self.network(seen).unflatten(0, (len(self.card.ways), len(crops))).mean(0)
             result: npt.NDArray[np.float32] = (logits / self.card.temperature).softmax(1).cpu().numpy()
         return result
 
@@ -245,7 +274,11 @@ def save_model(path: str | Path, card: ModelCard, state: Mapping[str, torch.Tens
     import torch
     from safetensors.torch import save
 
-    path = Path(path).with_suffix(".json")
+    from .atomic import new_file
+
+    path = Path(path)
+    if path.suffix != ".json":
+        path = path.with_name(path.name + ".json")
     half = {
         name: tensor.detach().cpu().to(torch.float16).contiguous()
         for name, tensor in state.items()
@@ -253,8 +286,10 @@ def save_model(path: str | Path, card: ModelCard, state: Mapping[str, torch.Tens
     }
     data = save(half)
     card = replace(card, sha256=hashlib.sha256(data).hexdigest())
-    path.with_suffix(".safetensors").write_bytes(data)
-    path.write_text(card.to_json(), encoding="utf-8")
+    with new_file(path.with_suffix(".safetensors")) as fresh:
+        fresh.write_bytes(data)
+    with new_file(path) as fresh:
+        fresh.write_text(card.to_json(), encoding="utf-8")
     return card
 
 

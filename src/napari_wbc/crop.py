@@ -18,18 +18,33 @@ class CropSize:
         Side of the square, µm.
     pixels : int
         Side of the square, pixels.
+    cells : float
+        If above 0, the side is this many diameters of the cell itself, whatever the scale of the picture, and
+        `side_um` is nominal; -1 shows the whole picture of a cell. Networks that were trained so lose the size of
+        the cell as a sign.
     """
 
     side_um: float
     pixels: int
+    cells: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0 < self.side_um < 1000 and 0 < self.pixels <= 4096):
-            raise ValueError(f"a crop of {self.side_um} µm and {self.pixels} px makes no sense")
+        if not (0 < self.side_um < 1000 and 0 < self.pixels <= 4096 and (self.cells == -1 or 0 <= self.cells <= 20)):
+            raise ValueError(f"a crop of {self.side_um} µm, {self.pixels} px and {self.cells} cells makes no sense")
+
+    def scale_for(self, mpp: float, diameters: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+        """Micrometres per pixel to crop each cell with; `diameters` of the cells in pixels of the picture."""
+        if self.cells == 0:
+            return np.full(len(diameters), mpp, np.float64)
+        sides = (self.cells if self.cells > 0 else 1.3) * np.maximum(diameters, 1.0)
+        return np.asarray(self.side_um / sides, np.float64)
 
 
 def crop_cells(
-    image: npt.NDArray[np.uint8], centroids: npt.NDArray[np.floating], mpp: float, size: CropSize
+    image: npt.NDArray[np.uint8],
+    centroids: npt.NDArray[np.floating],
+    mpp: float | npt.NDArray[np.floating],
+    size: CropSize,
 ) -> npt.NDArray[np.uint8]:
     """Cut a square around each point and resample it to one physical scale.
 
@@ -39,8 +54,8 @@ def crop_cells(
         The field.
     centroids : (n, 2) float array
         Rows and columns of the centres, pixels.
-    mpp : float
-        Micrometres per pixel of the field.
+    mpp : float or (n,) float array
+        Micrometres per pixel of the field, or those to crop each cell with (`CropSize.scale_for`).
     size : CropSize
         Side of the crops in µm and pixels.
 
@@ -62,8 +77,9 @@ def crop_cells(
     """
     crops = np.empty((len(centroids), size.pixels, size.pixels, 3), np.uint8)
     fill = background_colour(image) if len(centroids) else np.zeros(3, np.uint8)
+    scales = np.broadcast_to(np.asarray(mpp, np.float64), len(centroids))
     for k, centroid in enumerate(centroids):
-        crops[k] = _resample(image, centroid, mpp, size, fill)
+        crops[k] = _resample(image, centroid, float(scales[k]), size, fill)
     return crops
 
 

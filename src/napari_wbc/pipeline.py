@@ -146,10 +146,11 @@ def analyse(
     card = classifier.card
     threshold = card.threshold if threshold is None else threshold
     probabilities = np.empty((len(cells), len(card.classes)), np.float32)
-    mpp = crop_scale(look, cells)
+    box = cells.table[[f"bbox-{k}" for k in range(4)]].to_numpy(np.float64)
+    scales = card.crop.scale_for(crop_scale(look, cells), (box[:, 2:] - box[:, :2]).max(axis=1, initial=0))
     for start in range(0, len(cells), BATCH):
         part = slice(start, start + BATCH)
-        crops = crop_cells(slide.image, cells.centroids[part], mpp, card.crop)
+        crops = crop_cells(slide.image, cells.centroids[part], scales[part], card.crop)
         probabilities[part] = classifier.predict(crops)
         yield Progress("classifying", min(start + BATCH, len(cells)), len(cells))
     cells = cells.with_predictions(probabilities, card.classes, threshold)
@@ -239,7 +240,7 @@ def check_labels(labels: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArra
 def crop_scale(look: Appearance, cells: Cells) -> float:
     """Return the µm per pixel to crop with; where it is unknown the cells themselves are the ruler.
 
-    The median cell is then taken to be 13 µm wide. NaN where no cell has an area.
+    The median cell is then taken to be 14.8 µm wide. NaN where no cell has an area.
     """
     if np.isfinite(look.mpp):
         return float(look.mpp)
@@ -247,7 +248,8 @@ def crop_scale(look: Appearance, cells: Cells) -> float:
     return float(ASSUMED_CELL_UM / max(diameter, 1.0))
 
 
-ASSUMED_CELL_UM = 13.0
+ASSUMED_CELL_UM = 14.8
+"""Width of a white cell: the mean over five classes of the medians of pbc/val, as this package outlines them."""
 
 
 def _scale_notes(look: Appearance, n: int) -> list[str]:
@@ -256,5 +258,5 @@ def _scale_notes(look: Appearance, n: int) -> list[str]:
     if look.mpp_source == "white cells":
         return ["too few red cells to measure the scale: it was taken from the white cells; give µm per pixel"]
     if n:
-        return ["the scale is unknown: cells were taken to be 13 µm wide; give µm per pixel"]
+        return ["the scale is unknown: cells were taken to be 14.8 µm wide; give µm per pixel"]
     return ["no red or white cell was recognised, so the scale is unknown; if there are white cells, give µm per pixel"]

@@ -80,6 +80,107 @@ def dark_point(crops: Tensor, size: CropSize, *, density: float = 2.0, low: floa
     return absorbed.mul_(-factor).exp_()
 
 
+_NUCLEUS, _RED_CELL = (1.34, 2.33, 0.47), (0.21, 0.30, 0.19)
+"""Densities in R, G, B of nuclei and of red cells under May-Grünwald-Giemsa: medians over pbc/train."""
+
+
+@register
+def two_dyes(
+    crops: Tensor,
+    size: CropSize,
+    *,
+    inside_um: float = 7.0,
+    outside_um: float = 11.0,
+    changed: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+) -> Tensor:
+    """Give nuclei and red cells the colours that they have under one stain and camera.
+
+    The optical density is split into the azure of the crop's nucleus, the eosin of the red cells
+    around it, and what is left, and put together again with the densities of a reference: a
+    stain normalisation in the manner of Ruifrok and Johnston, whose two dyes are read off the two
+    things that every smear shows. So a pale nucleus is darkened without making the eosin of
+    cytoplasm and red cells stronger, which would turn neutrophils into eosinophils.
+
+    Parameters
+    ----------
+    crops : (n, 3, S, S) tensor
+        From 0 to 1.
+    size : CropSize
+        Side of the crops, for the scale.
+    inside_um : float
+        The nucleus is the darkest tenth, in green, within this radius, µm.
+    outside_um : float
+        Red cells are looked for beyond this radius, µm; without any, those of the reference are taken.
+    changed : callable, optional
+        For training: takes the densities (n, 3) of nuclei and red cells and those (3,) of the reference's red cells,
+        and returns the densities to use.
+
+    Returns
+    -------
+    (n, 3, S, S) tensor
+        From 0 to 1.2, with a white background.
+
+    References
+    ----------
+    .. [1] Ruifrok and Johnston, "Quantification of histochemical staining by color deconvolution",
+           Analytical and Quantitative Cytology and Histology 23:291-299, 2001.
+    """
+    import torch
+
+    # MPS has neither quantiles of parts nor inverses in every version of torch; both are a small part of the work.
+    density, nucleus, red = _dyes(crops.cpu() if crops.device.type == "mps" else crops, size, inside_um, outside_um)
+    reference, red_reference = torch.tensor(_NUCLEUS).to(density), torch.tensor(_RED_CELL).to(density)
+    if changed is not None:
+        nucleus, red = changed(nucleus, red, red_reference)
+    source = torch.stack([nucleus, red, _across(nucleus, red)], 2)
+    target = torch.stack([reference, red_reference, _across(reference, red_reference)], 1)
+    matrix = target @ torch.linalg.inv_ex(source).inverse
+    # Dyes that cannot be told apart, in a picture without a nucleus, leave the crop as it is.
+    usable = torch.isfinite(matrix).all(2).all(1) & (matrix.abs().amax((1, 2)) < 40)
+    matrix = torch.where(usable[:, None, None], matrix, torch.eye(3).to(density)).to(crops)
+    density = torch.matmul(matrix, density.to(crops).flatten(2)).reshape(crops.shape)
+    return density.neg_().exp_().clamp_(0, 1.2)
+
+
+def _dyes(crops: Tensor, size: CropSize, inside_um: float, outside_um: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Optical density over the background, (n, 3, S, S), and that of nucleus and red cells, (n, 3)."""
+    import torch
+
+    n = crops.shape[-1]
+    axis = ((torch.arange(n, device=crops.device) + 0.5) / n - 0.5) * size.side_um
+    radius = (axis[:, None] ** 2 + axis[None] ** 2).sqrt()
+    some, away = crops[:, :, ::2, ::2].flatten(2), radius[::2, ::2].flatten()
+    green = some[:, 1]
+    white = _median(some, green >= green.quantile(0.9, dim=1, keepdim=True))[:, :, None]
+    density = (crops.flatten(2).clamp_min(DARKEST) / white).clamp_max(1.3).log().neg_().clamp_max(2.6)
+    density = density.reshape(crops.shape)
+    some = density[:, :, ::2, ::2].flatten(2)
+    green = some[:, 1]
+    inner = torch.where(away < inside_um, green, torch.nan)
+    nucleus = _median(some, inner >= inner.nanquantile(0.9, dim=1, keepdim=True))  # NaN is never above
+    nucleus = nucleus * (0.25 / nucleus[:, 1:2].clamp_min(0.02)).clamp_min(1)
+    stained = (away > outside_um) & (green > 0.12) & (green < 0.7 * nucleus[:, 1:2])
+    enough = stained.float().mean(1, keepdim=True) > 0.06 * (away > outside_um).float().mean()
+    red = torch.where(enough, _median(some, stained), torch.tensor(_RED_CELL).to(crops))
+    return density, nucleus, torch.where(torch.isfinite(red), red, torch.tensor(_RED_CELL).to(crops))
+
+
+def _median(values: Tensor, chosen: Tensor) -> Tensor:
+    """Median of the chosen pixels: (n, 3, p) and (n, p) to (n, 3)."""
+    import torch
+
+    return torch.where(chosen[:, None], values, torch.nan).nanmedian(dim=2).values
+
+
+def _across(first: Tensor, second: Tensor) -> Tensor:
+    """Unit vector at right angles to both."""
+    import torch
+
+    vector: Tensor = torch.linalg.cross(first, second)
+    unit: Tensor = vector / vector.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    return unit
+
+
 @register
 def window(crops: Tensor, size: CropSize, *, radius_um: float = 10.0, softness_um: float = 0.6) -> Tensor:
     """Fade the optical density to nothing beyond a radius, so that neighbours do not count.
@@ -115,6 +216,24 @@ def scale_to_unit(crops: Tensor, size: CropSize) -> Tensor:
     return crops.mul(2).sub_(1)
 
 
+@register
+def imagenet(crops: Tensor, size: CropSize) -> Tensor:
+    """Subtract the mean of ImageNet's pixels and divide by their deviation, as torchvision's weights expect."""
+    import torch
+
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (crops - mean.to(crops)[:, None, None]) / deviation.to(crops)[:, None, None]
+
+
+@register
+def grey(crops: Tensor, size: CropSize) -> Tensor:
+    """Three equal channels: the luma of ITU-R BT.601."""
+    import torch
+
+    weight = torch.tensor([0.299, 0.587, 0.114]).to(crops)
+    return torch.einsum("c,nchw->nhw", weight, crops)[:, None].expand_as(crops).contiguous()
+
+
 def _extreme(values: Tensor, *, block: int, share: float) -> Tensor:
     """Mean colour of the pooled blocks with the highest mean, less the very highest; (n, 3, 1, 1)."""
     from torch.nn import functional
@@ -126,10 +245,22 @@ def _extreme(values: Tensor, *, block: int, share: float) -> Tensor:
 
 
 def check_steps(steps: Sequence[Mapping[str, Any]]) -> None:
-    """Raise ValueError if a step is unknown."""
+    """Raise ValueError if a step, or a parameter of one, is unknown."""
     for step in steps:
         if step.get("step") not in STEPS:
             raise ValueError(f"unknown preprocessing step {step.get('step')!r}; known are {', '.join(STEPS)}")
+        check_parameters(STEPS[step["step"]], step)
+
+
+def check_parameters(run: Callable[..., Any], step: Mapping[str, Any]) -> None:
+    """Raise ValueError if a step has a parameter that its function does not take by name."""
+    from inspect import Parameter, signature
+
+    known = [p.name for p in signature(run).parameters.values() if p.kind is Parameter.KEYWORD_ONLY]
+    known = [name for name in known if name != "changed"]
+    for key in step:
+        if key not in ("step", *known):
+            raise ValueError(f"step {step['step']!r} has no parameter {key!r}; it has {', '.join(known) or 'none'}")
 
 
 def apply_steps(crops: Tensor, steps: Sequence[Mapping[str, Any]], size: CropSize) -> Tensor:

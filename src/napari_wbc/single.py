@@ -105,7 +105,13 @@ def _open(path: Path, card: ModelCard, given: float | None) -> tuple[CropResult,
     """Read a crop and cut it to the model's size."""
     try:
         image = Slide.open(path).image
-        mpp, scale = _scale(path, image, card, given)
+        if card.crop.cells:
+            mpp, scale = (
+                card.crop.side_um / max(image.shape[:2]),
+                "not used: the model takes the whole picture of a cell",
+            )
+        else:
+            mpp, scale = find_scale(path, image, card.crop.side_um, given)
         # Pixel centres count from 0, so the middle of two pixels is 0.5.
         middle = (np.array([image.shape[:2]], dtype=float) - 1) / 2
         return CropResult(path, mpp=mpp, scale=scale), crop_cells(image, middle, mpp, card.crop)[0]
@@ -118,7 +124,22 @@ def _open(path: Path, card: ModelCard, given: float | None) -> tuple[CropResult,
         return CropResult(path, error=f"unexpected {type(error).__name__}: {error}; please report it"), None
 
 
-def _scale(path: Path, image: npt.NDArray[np.uint8], card: ModelCard, given: float | None) -> tuple[float, str]:
+def find_scale(
+    path: Path, image: npt.NDArray[np.uint8], side_um: float, given: float | None = None
+) -> tuple[float, str]:
+    """Micrometres per pixel of a picture of one cell, and where they are from.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file, which may say its scale.
+    image : (H, W, 3) uint8 array
+        What it shows.
+    side_um : float
+        Side of the model's crops, which the picture is taken to show if nothing else is known.
+    given : float, optional
+        What the user says.
+    """
     if given is not None:
         return given, "given"
     written = _written_mpp(path)
@@ -127,8 +148,7 @@ def _scale(path: Path, image: npt.NDArray[np.uint8], card: ModelCard, given: flo
     look = appearance(image)
     if PLAUSIBLE_MPP[0] <= look.mpp <= PLAUSIBLE_MPP[1]:
         return look.mpp, look.mpp_source if look.mpp_source == "red cells" else f"assumed from the {look.mpp_source}"
-    side = card.crop.side_um
-    return side / min(image.shape[:2]), f"assumed: the shorter side is {side:g} µm, as in the model's crops"
+    return side_um / min(image.shape[:2]), f"assumed: the shorter side is {side_um:g} µm, as in the model's crops"
 
 
 def _written_mpp(path: Path) -> float | None:

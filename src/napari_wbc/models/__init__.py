@@ -9,19 +9,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-NETWORKS: dict[str, Callable[[int], nn.Module]] = {}
+Builder = Callable[[str], tuple["nn.Module", int]]
+"""From ``imagenet`` or ``random`` to feature maps (n, c, h, w) and c."""
+
+NETWORKS: dict[str, Builder] = {}
 DEFAULT_MODEL = "wbc8-mobilenetv2"
 _HERE = Path(__file__).parent
 
 
-def register(builder: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
+def register(builder: Builder) -> Builder:
     """Make a network available to model cards under its builder's name."""
     NETWORKS[builder.__name__] = builder
     return builder
 
 
 @register
-def mobilenet_v2(n_classes: int) -> nn.Module:
+def mobilenet_v2(start: str = "random") -> tuple[nn.Module, int]:
     """MobileNetV2, width 1, with torchvision's parameter names.
 
     References
@@ -29,16 +32,128 @@ def mobilenet_v2(n_classes: int) -> nn.Module:
     .. [1] Sandler et al., "MobileNetV2: inverted residuals and linear
            bottlenecks", CVPR 2018.
     """
-    from ._mobilenet import MobileNetV2
+    from ._mobilenet import mobilenet_features
 
-    return MobileNetV2(n_classes)
+    features = mobilenet_features()
+    if start == "imagenet":
+        from ._networks import torchvision_features
+
+        features.load_state_dict(torchvision_features("mobilenet_v2", "imagenet")[0].state_dict())
+    return features, 1280
 
 
-def build(name: str, n_classes: int) -> nn.Module:
-    """Build a network without weights; ValueError for a name that is not known."""
-    if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; known are {', '.join(NETWORKS)}")
-    return NETWORKS[name](n_classes)
+@register
+def efficientnet_v2_s(start: str = "random") -> tuple[nn.Module, int]:
+    """EfficientNetV2-S (Tan and Le, ICML 2021), of torchvision."""
+    return _torchvision("efficientnet_v2_s", start)
+
+
+@register
+def efficientnet_v2_s_selu6(start: str = "random") -> tuple[nn.Module, int]:
+    """EfficientNetV2-S with SeLU6 in place of the blocks' SiLU (`SeLU6`)."""
+    from torch import nn
+
+    from ._networks import SeLU6, replace_activations
+
+    features, channels = _torchvision("efficientnet_v2_s", start)
+    replace_activations(features, (nn.SiLU,), SeLU6)
+    return features, channels
+
+
+@register
+def vgg16(start: str = "random") -> tuple[nn.Module, int]:
+    """VGG16 (Simonyan and Zisserman, ICLR 2015), of torchvision; its dense layers are replaced by the head."""
+    return _torchvision("vgg16", start)
+
+
+@register
+def vgg19(start: str = "random") -> tuple[nn.Module, int]:
+    """VGG19 (Simonyan and Zisserman, ICLR 2015), of torchvision; its dense layers are replaced by the head."""
+    return _torchvision("vgg19", start)
+
+
+@register
+def resnet50(start: str = "random") -> tuple[nn.Module, int]:
+    """ResNet50 (He et al., CVPR 2016), of torchvision."""
+    return _torchvision("resnet50", start)
+
+
+@register
+def densenet201(start: str = "random") -> tuple[nn.Module, int]:
+    """DenseNet201 (Huang et al., CVPR 2017), of torchvision."""
+    return _torchvision("densenet201", start)
+
+
+@register
+def inception_resnet_v2(start: str = "random") -> tuple[nn.Module, int]:
+    """Inception-ResNet-v2 (Szegedy et al., AAAI 2017), of timm."""
+    from ._networks import timm_features
+
+    return timm_features("inception_resnet_v2", start)
+
+
+@register
+def custom_cnn(start: str = "random") -> tuple[nn.Module, int]:
+    """A small network that is trained from scratch (`napari_wbc.models._networks.CustomCNN`)."""
+    from ._networks import CustomCNN
+
+    if start == "imagenet":
+        raise ValueError("custom_cnn has no ImageNet weights; it starts from random ones (--start random)")
+    return CustomCNN(), 256
+
+
+def _torchvision(name: str, start: str) -> tuple[nn.Module, int]:
+    from ._networks import torchvision_features
+
+    return torchvision_features(name, start)
+
+
+def build(
+    name: str, n_classes: int, *, hidden: int = 0, dropout: float = 0.2, start: str = "random", folded: bool = False
+) -> nn.Module:
+    """Build a network: feature maps, their global mean, and a head.
+
+    Parameters
+    ----------
+    name : str
+        One of `NETWORKS`, or any name of torchvision or timm.
+    n_classes : int
+        Outputs.
+    hidden : int
+        Units of a dense layer with ReLU before the classes; 0 for none.
+    dropout : float
+        Before the classes.
+    start : str
+        ``imagenet`` (the library's weights, downloaded once) or ``random``.
+    folded : bool
+        With batch norms merged into their convolutions (`fold_batch_norm`).
+
+    Raises
+    ------
+    ValueError
+        For a name that nobody knows, or weights that cannot be had.
+    """
+    from ._pooled import Head, Pooled
+
+    features, channels = _features(name, start)
+    network: nn.Module = Pooled(features, Head(channels, n_classes, hidden, dropout))
+    return fold_batch_norm(network) if folded else network
+
+
+def _features(name: str, start: str) -> tuple[nn.Module, int]:
+    try:
+        if name in NETWORKS:
+            return NETWORKS[name](start)
+        from ._networks import any_features
+
+        return any_features(name, start, tuple(NETWORKS))
+    except (OSError, RuntimeError) as error:
+        if start != "imagenet":
+            raise
+        raise ValueError(
+            f"the ImageNet weights of {name!r} cannot be had ({str(error).splitlines()[0]}): they are downloaded once "
+            "and need a network then; go on with --start random, or with a file of weights"
+        ) from error
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
@@ -61,9 +176,20 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
     return network
 
 
+def user_models() -> Path:
+    """Return the folder of models that were trained here: ``NAPARI_WBC_MODELS``, or the user's data folder."""
+    import os
+
+    from platformdirs import user_data_path
+
+    told = os.environ.get("NAPARI_WBC_MODELS")
+    return Path(told) if told else user_data_path("napari-wbc", appauthor=False) / "models"
+
+
 def available_models() -> dict[str, Path]:
-    """Return the models that ship with the package, name to card file."""
-    return {path.stem: path for path in sorted(_HERE.glob("*.json"))}
+    """Return the models that ship with the package and those trained here, name to card file."""
+    own = {path.stem: path for path in sorted(user_models().glob("*.json"))}
+    return own | {path.stem: path for path in sorted(_HERE.glob("*.json"))}
 
 
 def find_model(model: str | Path | None = None) -> Path:
@@ -85,8 +211,12 @@ def find_model(model: str | Path | None = None) -> Path:
     if name in shipped:
         return shipped[name]
     path = Path(name)
-    if path.is_dir() and len(cards := sorted(path.glob("*.json"))) == 1:
-        return cards[0]
+    if path.is_dir():
+        cards = sorted(path.glob("*.json"))
+        # The folder of a training run holds other JSON files, too.
+        cards = [card for card in cards if card.with_suffix(".safetensors").is_file()] or cards
+        if len(cards) == 1:
+            return cards[0]
     if path.is_file():
         return path.with_suffix(".json") if path.suffix == ".safetensors" else path
     raise FileNotFoundError(

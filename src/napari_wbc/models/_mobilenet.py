@@ -29,31 +29,19 @@ class _Residual(nn.Module):
         return x + y if self.shortcut else y
 
 
-class MobileNetV2(nn.Module):
-    """MobileNetV2, width 1; parameters carry torchvision's names."""
-
-    def __init__(self, n_classes: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = [_convolution(3, 32, 3, 2)]
-        inputs = 32
-        for expansion, outputs, repeats, stride in _STAGES:
-            for k in range(repeats):
-                layers.append(_Residual(inputs, outputs, stride if k == 0 else 1, expansion))
-                inputs = outputs
-        self.features = nn.Sequential(*layers, _convolution(inputs, 1280, 1))
-        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, n_classes))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out")
-            elif isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, 0, 0.01)
-                nn.init.zeros_(module.bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return logits, (n, n_classes), of pictures (n, 3, H, W)."""
-        pooled = nn.functional.adaptive_avg_pool2d(self.features(x), (1, 1)).flatten(1)
-        logits: torch.Tensor = self.classifier(pooled)
-        return logits
+def mobilenet_features() -> nn.Sequential:
+    """Feature maps of MobileNetV2, width 1: (n, 1280, S/32, S/32); parameters carry torchvision's names."""
+    layers: list[nn.Module] = [_convolution(3, 32, 3, 2)]
+    inputs = 32
+    for expansion, outputs, repeats, stride in _STAGES:
+        for k in range(repeats):
+            layers.append(_Residual(inputs, outputs, stride if k == 0 else 1, expansion))
+            inputs = outputs
+    features = nn.Sequential(*layers, _convolution(inputs, 1280, 1))
+    for module in features.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+    return features
 
 
 def _convolution(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:

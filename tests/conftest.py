@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,17 @@ def classifier():
 def field() -> Path:
     """Return a field with two white cells."""
     return HERE / "data/fields/BloodImage_00070.jpg"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Return a folder with three classes of three real cells."""
+    for name in ("eosinophil", "lymphocyte", "neutrophil"):
+        shutil.copytree(HERE / "data/crops" / name, tmp_path / "cells" / name)
+    return tmp_path / "cells"
+
+
+@pytest.fixture(autouse=True)
+def _models_of_their_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep models that tests train out of the user's list."""
+    monkeypatch.setenv("NAPARI_WBC_MODELS", str(tmp_path_factory.mktemp("models")))

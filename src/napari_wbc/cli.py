@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from . import cli_train
 from .console import USAGE, Run, bar, load_classifier, print_differential, print_table, say, stop, told
 from .inputs import printable
 
@@ -209,6 +210,11 @@ def classify(
     run.end(f"{len(done)} predictions in {output}", len(done))
 
 
+app.command(epilog="Research use only.")(cli_train.dataset)
+app.command(epilog="Research use only.")(cli_train.train)
+app.command(epilog="Research use only.")(cli_train.evaluate)
+
+
 @app.command()
 def samples(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Copy the pictures into this folder.")] = None,
@@ -238,7 +244,11 @@ def models() -> None:
     from .models import DEFAULT_MODEL, available_models
 
     for name, path in available_models().items():
-        card = ModelCard.from_json(path.read_text(encoding="utf-8"))
+        try:
+            card = ModelCard.from_json(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            say(f"{name}: {path} cannot be used: {error}", error=True)
+            continue
         default = " (default)" if name == DEFAULT_MODEL else ""
         say(f"{name}{default}: {card.network}, licence {card.licence or 'not given'}")
         if card.description:
@@ -267,7 +277,7 @@ def info() -> None:
         "threads": str(torch.get_num_threads()),
         "package": str(Path(__file__).parent),
         "default model": f"{DEFAULT_MODEL} ({find_model().parent})",
-        "cache": "none: models come with the package, nothing is downloaded",
+        "cache": "models come with the package; only train downloads, ImageNet weights, into the cache of torch",
     }
     for name, value in facts.items():
         say(f"{name}: {value}")

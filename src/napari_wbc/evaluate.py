@@ -1,0 +1,483 @@
+"""Judge models on labelled cells: metrics with limits, plots, and one page to read."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from .atomic import new_file
+from .dataset import Dataset, DatasetError, check, cut_cells, read_dataset
+from .split import find_copies
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from .classifier import Classifier
+
+__all__ = ["Evaluation", "compare", "evaluate", "write_report"]
+
+SYNONYMS = {
+    "ig": "immature granulocyte", "immature granulocytes": "immature granulocyte", "nrbc": "erythroblast",
+    "neutrophils": "neutrophil", "lymphocytes": "lymphocyte", "monocytes": "monocyte", "eosinophils": "eosinophil",
+    "basophils": "basophil", "platelets": "platelet", "erythroblasts": "erythroblast",
+}  # fmt: skip
+RESAMPLES = 500
+"""Of the bootstrap; the AUC, whose computation is slow, is taken from a fifth of them."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model said of labelled cells.
+
+    Parameters
+    ----------
+    model, data : str
+        Names.
+    classes : tuple of str
+        Of the model.
+    table : pandas.DataFrame
+        A row a cell: file, class, predicted, probability, right, ``p_<class>``.
+    unit : (n,) integer array
+        Cells of one patient or slide, or copies of one picture, share a number; the bootstrap draws units.
+    among : tuple of str
+        Classes that were allowed as answers.
+    notes : tuple of str
+        What was left out, and why.
+    """
+
+    model: str
+    data: str
+    classes: tuple[str, ...]
+    table: pd.DataFrame = field(repr=False)
+    unit: npt.NDArray[np.int64] = field(repr=False)
+    among: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    crops: npt.NDArray[np.uint8] | None = field(default=None, repr=False)
+
+    @property
+    def y(self) -> npt.NDArray[np.int64]:
+        """True classes, as numbers of `classes`."""
+        return np.asarray(self.table["class"].map({name: k for k, name in enumerate(self.classes)}), np.int64)
+
+    @property
+    def probabilities(self) -> npt.NDArray[np.float64]:
+        """(n, k), rows sum to 1."""
+        return self.table[[f"p_{name}" for name in self.classes]].to_numpy(np.float64)
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """Metrics of all cells: value and 95 % limits by bootstrap over units."""
+        from sklearn import metrics
+
+        y, p = self.y, self.probabilities
+        present = np.unique(y)
+
+        def auc(y: npt.NDArray[np.int64], p: npt.NDArray[np.float64]) -> float:
+            values = [metrics.roc_auc_score(y == k, p[:, k]) for k in present if 0 < (y == k).sum() < len(y)]
+            return float(np.mean(values)) if values else float("nan")
+
+        kinds: dict[str, Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64]], float]] = {
+            "accuracy": lambda y, p: metrics.accuracy_score(y, p.argmax(1)),
+            "balanced accuracy": lambda y, p: metrics.recall_score(
+                y, p.argmax(1), labels=np.unique(y), average="macro", zero_division=0
+            ),
+            "macro-F1": lambda y, p: metrics.f1_score(y, p.argmax(1), labels=present, average="macro", zero_division=0),
+            "weighted F1": lambda y, p: metrics.f1_score(y, p.argmax(1), average="weighted", zero_division=0),
+            "Cohen's kappa": lambda y, p: metrics.cohen_kappa_score(y, p.argmax(1)),
+            "AUC, mean over classes": auc,
+            "ECE": lambda y, p: calibration_error(p.max(1), p.argmax(1) == y),
+            "log loss": lambda y, p: metrics.log_loss(y, p, labels=np.arange(len(self.classes))),
+        }
+        draws = _draws(self.unit, RESAMPLES)
+        import warnings
+
+        rows = []
+        with warnings.catch_warnings():  # a resample without a class has no AUC of it
+            warnings.simplefilter("ignore")
+            for name, metric in kinds.items():
+                some = draws[: max(20, RESAMPLES // 5)] if name.startswith("AUC") else draws
+                values = [metric(y[rows_], p[rows_]) for rows_ in some]
+                low, high = np.nanpercentile(values, [2.5, 97.5]) if len(y) > 1 else (np.nan, np.nan)
+                rows.append({"metric": name, "value": metric(y, p), "low": low, "high": high, "n": len(y)})
+        return pd.DataFrame(rows)
+
+    def per_class(self) -> pd.DataFrame:
+        """Precision, recall (sensitivity), specificity, F1 and AUC of each class, and how many cells it has."""
+        from sklearn import metrics
+
+        y, p = self.y, self.probabilities
+        guess = p.argmax(1)
+        counts = metrics.multilabel_confusion_matrix(y, guess, labels=np.arange(len(self.classes)))
+        precision, recall, f1, support = metrics.precision_recall_fscore_support(
+            y, guess, labels=np.arange(len(self.classes)), zero_division=0
+        )
+        rows = []
+        for k, name in enumerate(self.classes):
+            (tn, fp), _ = counts[k]
+            n = int(support[k])
+            both = 0 < n < len(y)
+            rows.append(
+                {
+                    "class": name, "n": n, "precision": precision[k] if (guess == k).any() else np.nan,
+                    "recall": recall[k] if n else np.nan, "specificity": tn / (tn + fp) if tn + fp else np.nan,
+                    "F1": f1[k] if n else np.nan, "AUC": metrics.roc_auc_score(y == k, p[:, k]) if both else np.nan,
+                }
+            )  # fmt: skip
+        return pd.DataFrame(rows)
+
+    def confusion(self) -> pd.DataFrame:
+        """Counts; true classes in rows, predicted ones in columns."""
+        from sklearn.metrics import confusion_matrix
+
+        counts = confusion_matrix(self.y, self.probabilities.argmax(1), labels=np.arange(len(self.classes)))
+        return pd.DataFrame(counts, index=pd.Index(self.classes, name="true"), columns=list(self.classes))
+
+    def rejection(self) -> pd.DataFrame:
+        """Accuracy of the cells that are left if the least probable share is rejected."""
+        order = np.argsort(-self.table["probability"].to_numpy(), kind="stable")
+        right = self.table["right"].to_numpy(bool)[order]
+        n = np.arange(1, len(right) + 1)
+        return pd.DataFrame({"rejected": 1 - n / len(right), "accuracy": np.cumsum(right) / n})[::-1].reset_index(
+            drop=True
+        )
+
+
+def _draws(unit: npt.NDArray[np.int64], n: int) -> list[npt.NDArray[np.int64]]:
+    """Rows of bootstrap samples that draw whole units."""
+    rng = np.random.default_rng(0)
+    members = pd.Series(np.arange(len(unit))).groupby(unit).apply(np.asarray).tolist()
+    return [np.concatenate([members[k] for k in rng.integers(0, len(members), len(members))]) for _ in range(n)]
+
+
+def calibration_error(confidence: npt.NDArray[np.floating], right: npt.NDArray[np.bool_], bins: int = 15) -> float:
+    """Expected calibration error: mean distance of confidence and accuracy over bins of equal width.
+
+    References
+    ----------
+    .. [1] Guo et al., "On calibration of modern neural networks", ICML 2017.
+    """
+    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    n = np.bincount(which, minlength=bins)
+    gap = np.abs(np.bincount(which, confidence, bins) - np.bincount(which, right.astype(float), bins))
+    return float(gap[n > 0].sum() / max(1, len(right)))
+
+
+def evaluate(
+    classifier: Classifier,
+    data: str | Path | Dataset,
+    *,
+    part: str | None = None,
+    mpp: float | None = None,
+    among: Sequence[str] | str = "model",
+    classes: Mapping[str, str] | None = None,
+    report: Callable[[str, int, int], None] | None = None,
+) -> Evaluation:
+    """Classify labelled cells and keep what was said.
+
+    Parameters
+    ----------
+    classifier : Classifier
+        The model.
+    data : path or Dataset
+        `napari_wbc.dataset.read_dataset`.
+    part : str, optional
+        Only the cells of this given split (``train``, ``val``, ``test``).
+    mpp : float, optional
+        Micrometres per pixel of the pictures; else from the data, the files, or the red cells.
+    among : sequence of str, or ``model`` or ``data``
+        Classes that may be answered: all of the model's, or those that the data have; the others' probability is
+        taken away and the rest scaled to 1.
+    classes : mapping, optional
+        Class names of the data to names of the model.
+    report : callable, optional
+        Told how far it is.
+
+    Raises
+    ------
+    DatasetError
+        If the data have none of the model's classes.
+    """
+    dataset = data if isinstance(data, Dataset) else read_dataset(data)
+    if part:
+        if not (dataset.table["split"] == part).any():
+            raise DatasetError(f"{dataset.name}: the data bring no part {part!r}; leave it away to use all cells")
+        dataset = dataset.of_split(part)
+    known = classifier.card.classes
+    names = {name: (classes or {}).get(name) or _same_class(name, known) for name in dataset.classes}
+    usable = {name: to for name, to in names.items() if to in known}
+    notes = []
+    if unknown := sorted(set(names) - set(usable)):
+        n = int(dataset.table["class"].isin(unknown).sum())
+        notes.append(f"{n} cells of {', '.join(unknown)} are left out: the model has no such class")
+    if not usable:
+        raise DatasetError(
+            f"{dataset.name}: none of its classes ({', '.join(dataset.classes)}) is a class of the model "
+            f"({', '.join(known)}); say which is which with --class FROM=TO"
+        )
+    found = check(dataset.mapped(usable), (lambda k, n: report("checking pictures", k, n)) if report else None)
+    if found.dataset.problems:
+        notes.append(f"{len(found.dataset.problems)} pictures are left out: unreadable, unlabelled or copies")
+    unit, copies, _ = find_copies(found)
+    if copies:
+        notes.append(f"{copies} pictures are near-copies of another")
+    crops = cut_cells(
+        found.dataset, classifier.card.crop, mpp=mpp,
+        progress=(lambda k, n: report("cutting cells", k, n)) if report else None,
+    )  # fmt: skip
+    n = len(crops)
+    p = classifier.predict(crops, progress=(lambda k: report("classifying", k, n)) if report else None).astype(float)
+    allowed = known
+    if among != "model":
+        wanted = set(usable.values()) if among == "data" else set(among)
+        if missing := wanted - set(known):
+            raise DatasetError(f"the model has no class {', '.join(sorted(missing))}; it has {', '.join(known)}")
+        allowed = tuple(name for name in known if name in wanted)
+        p[:, [name not in wanted for name in known]] = 0
+    p /= np.maximum(p.sum(1, keepdims=True), 1e-12)
+    table = found.dataset.table[["file", "class", "group"]].copy()
+    table["predicted"] = np.asarray(known, dtype=object)[p.argmax(1)]
+    table["probability"] = p.max(1).round(6)
+    table["right"] = table["predicted"] == table["class"]
+    for k, name in enumerate(known):
+        table[f"p_{name}"] = p[:, k]
+    name = dataset.name + (f"/{part}" if part else "")
+    return Evaluation(classifier.card.name, name, known, table, unit, allowed, tuple(notes), crops)
+
+
+def _same_class(name: str, known: tuple[str, ...]) -> str:
+    """The model's class that a class of the data is: of that name, or a synonym, in capitals or not."""
+    if name in known:
+        return name
+
+    def plain(text: str) -> str:
+        text = text.strip().lower().replace("_", " ")
+        return SYNONYMS.get(text, text)
+
+    return {plain(other): other for other in known}.get(plain(name), name)
+
+
+def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
+    """McNemar's exact test of two models on the same cells.
+
+    Returns
+    -------
+    dict
+        ``only first`` and ``only second`` right, and the two-sided ``p``.
+
+    References
+    ----------
+    .. [1] Dietterich, "Approximate statistical tests for comparing supervised classification learning algorithms",
+           Neural Computation 10:1895-1923, 1998.
+    """
+    from scipy.stats import binomtest
+
+    if first.table["file"].tolist() != second.table["file"].tolist():
+        raise ValueError("the models were not judged on the same cells")
+    a, b = first.table["right"].to_numpy(bool), second.table["right"].to_numpy(bool)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return {"first": first.model, "second": second.model, "only first": only_a, "only second": only_b, "p": p}
+
+
+def draw(result: Evaluation) -> Figure:
+    """Confusion matrix, ROC curves, calibration, and accuracy against share rejected."""
+    from matplotlib.figure import Figure
+    from sklearn.metrics import roc_curve
+
+    from .palette import colour
+
+    figure = Figure(figsize=(12, 10), layout="constrained")
+    (a, b), (c, d) = figure.subplots(2, 2)
+    counts = result.confusion()
+    rows = counts.to_numpy()[counts.sum(axis=1) > 0]
+    names = [name for name, n in counts.sum(axis=1).items() if n]
+    share = rows / rows.sum(axis=1, keepdims=True)
+    a.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for i, j in np.ndindex(rows.shape):
+        if rows[i, j]:
+            a.text(j, i, f"{rows[i, j]}\n{100 * share[i, j]:.0f} %", ha="center", va="center", fontsize=7,
+                   color="white" if share[i, j] > 0.5 else "black")  # fmt: skip
+    a.set_xticks(range(len(counts)), list(result.classes), rotation=40, ha="right")
+    a.set_yticks(range(len(names)), names)
+    a.set(title="Confusion: cells, and share of the true class", xlabel="predicted", ylabel="true")
+    y, p = result.y, result.probabilities
+    for k, name in enumerate(result.classes):
+        if 0 < (y == k).sum() < len(y):
+            false, true, _ = roc_curve(y == k, p[:, k])
+            b.plot(false, true, color=colour(name), label=name)
+    b.plot([0, 1], [0, 1], color="0.7", lw=0.8)
+    b.set(title="ROC, each class against the rest", xlabel="1 − specificity", ylabel="sensitivity")
+    b.legend(frameon=False, fontsize=8)
+    top, right = p.max(1), p.argmax(1) == y
+    which = np.minimum((top * 10).astype(int), 9)
+    n = np.bincount(which, minlength=10)
+    seen = n > 0
+    c.bar((np.bincount(which, top, 10) / n.clip(1))[seen], (np.bincount(which, right, 10) / n.clip(1))[seen], 0.06,
+          color="#3b75af")  # fmt: skip
+    c.plot([0, 1], [0, 1], color="0.5", lw=0.8)
+    c.set(
+        title=f"Calibration, ECE {calibration_error(top, right):.3f}",
+        xlabel="probability",
+        ylabel="right",
+        xlim=(0, 1.02),
+    )
+    curve = result.rejection()
+    d.plot(100 * curve["rejected"], 100 * curve["accuracy"], color="#3b75af")
+    d.set(title="Accuracy of what is left", xlabel="least probable cells rejected, %", ylabel="right, %", xlim=(0, 50))
+    for axes in (b, c, d):
+        axes.grid(alpha=0.3)
+    figure.suptitle(f"{result.model} on {result.data}: {len(y)} cells")
+    return figure
+
+
+def contact_sheet(result: Evaluation, most: int = 48) -> npt.NDArray[np.uint8] | None:
+    """The wrong cells of which the model was surest, with what they are and what it said; None if all are right."""
+    from PIL import Image, ImageDraw
+
+    wrong = result.table[~result.table["right"]].sort_values("probability", ascending=False).head(most)
+    if wrong.empty or result.crops is None:
+        return None
+    side, columns = 120, 8
+    sheet = Image.new("RGB", (columns * side, -(-len(wrong) // columns) * (side + 30)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for k, (row, cell) in enumerate(wrong.iterrows()):
+        x, y = k % columns * side, k // columns * (side + 30)
+        sheet.paste(Image.fromarray(result.crops[int(str(row))]).resize((side - 4, side - 4)), (x + 2, y + 2))
+        pen.text((x + 3, y + side - 2), f"is {cell['class']}"[:20], fill="black")
+        pen.text((x + 3, y + side + 11), f"{cell['predicted']} {100 * cell['probability']:.0f} %"[:22], fill="#b00020")
+    return np.asarray(sheet)
+
+
+def write_report(results: Sequence[Evaluation], folder: str | Path) -> Path:
+    """Write ``report.html``, and for each model and set its predictions, metrics, confusion and pictures.
+
+    Parameters
+    ----------
+    results : sequence of Evaluation
+        One a model and set.
+    folder : path
+        Where to; made if it is not there.
+
+    Returns
+    -------
+    pathlib.Path
+        The page.
+    """
+    from .atomic import safe_name
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    parts, everything = [], []
+    names: set[str] = set()
+    for result in results:
+        stem = base = safe_name(f"{result.model}_{result.data}".replace("/", "_"))
+        k = 2
+        while stem in names:
+            stem, k = f"{base}_{k}", k + 1
+        names.add(stem)
+        summary, per_class, confusion = result.summary, result.per_class(), result.confusion()
+        for suffix, table, index in (
+            ("predictions", result.table, False), ("classes", per_class, False), ("confusion", confusion, True),
+            ("metrics", summary, False), ("rejection", result.rejection(), False),
+        ):  # fmt: skip
+            with new_file(folder / f"{stem}_{suffix}.csv") as fresh:
+                table.to_csv(fresh, index=index)
+        with new_file(folder / f"{stem}.png") as fresh:
+            draw(result).savefig(fresh, format="png", dpi=110)
+        sheet = contact_sheet(result)
+        if sheet is not None:
+            from PIL import Image
+
+            with new_file(folder / f"{stem}_wrong.png") as fresh:
+                Image.fromarray(sheet).save(fresh, format="PNG")
+        everything.append({"model": result.model, "data": result.data, "notes": list(result.notes),
+                           "metrics": summary.to_dict("records"), "classes": per_class.to_dict("records")})  # fmt: skip
+        parts.append(_section(result, stem, summary, per_class, sheet is not None))
+    pairs = [
+        compare(a, b) for k, a in enumerate(results) for b in results[k + 1 :]
+        if a.data == b.data and a.table["file"].tolist() == b.table["file"].tolist()
+    ]  # fmt: skip
+    with new_file(folder / "report.json") as fresh:
+        text = json.dumps(_plain({"evaluations": everything, "mcnemar": pairs}), indent=2, ensure_ascii=False)
+        fresh.write_text(text + "\n", encoding="utf-8")
+    page = folder / "report.html"
+    with new_file(page) as fresh:
+        fresh.write_text(_page(results, parts, pairs), encoding="utf-8")
+    return page
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON knows it: what is no number is null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, str | bool) or value is None:
+        return value
+    number = float(value)
+    if not np.isfinite(number):
+        return None
+    return int(number) if number.is_integer() and not isinstance(value, float) else number
+
+
+_STYLE = (
+    "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}"
+    "table{border-collapse:collapse;margin:1em 0}"
+    "td,th{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:right}"
+    "td:first-child,th:first-child{text-align:left}img{max-width:100%}h2{margin-top:2em}.n{color:#666}"
+)
+
+
+def _table(table: pd.DataFrame) -> str:
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return "–" if np.isnan(value) else f"{value:.3f}"
+        return html.escape(str(value))
+
+    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in table.columns)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{cell(v)}</td>" for v in row) + "</tr>" for row in table.itertuples(index=False)
+    )
+    return f"<table><tr>{head}</tr>{rows}</table>"
+
+
+def _section(result: Evaluation, stem: str, summary: pd.DataFrame, per_class: pd.DataFrame, wrong: bool) -> str:
+    notes = [f"{len(result.table)} cells, answers among {len(result.among)} classes", *result.notes]
+    picture = html.escape(quote(stem), quote=True)
+    sheet = (
+        f'<h3>The surest mistakes</h3><p class="n">What the cell is labelled, and what the model said. Labels may be '
+        f'wrong, too.</p><img src="{picture}_wrong.png" alt="wrong cells">' if wrong else ""
+    )  # fmt: skip
+    return (
+        f"<h2>{html.escape(result.model)} on {html.escape(result.data)}</h2>"
+        f'<p class="n">{html.escape("; ".join(notes))}. Limits: 95 %, bootstrap over groups.</p>'
+        f'{_table(summary)}{_table(per_class)}<img src="{picture}.png" alt="plots">{sheet}'
+    )
+
+
+def _page(results: Sequence[Evaluation], parts: list[str], pairs: list[dict[str, Any]]) -> str:
+    lead = pd.DataFrame(
+        [
+            {"model": r.model, "data": r.data, "cells": len(r.table), "right": f"{100 * r.table['right'].mean():.1f} %"}
+            for r in results
+        ]
+    )
+    tests = ""
+    if pairs:
+        tests = "<h2>Model against model</h2><p>McNemar's exact test on the same cells.</p>" + _table(
+            pd.DataFrame(pairs)
+        )
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation</title><style>{_STYLE}</style>'
+        f"<h1>Evaluation</h1><p>Research use only.</p>{_table(lead)}{tests}{''.join(parts)}</html>\n"
+    )

@@ -1,0 +1,153 @@
+"""Judging models: metrics against values worked out by hand, limits, and the report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from napari_wbc.dataset import DatasetError
+from napari_wbc.evaluate import Evaluation, calibration_error, compare, evaluate, write_report
+
+CROPS = Path(__file__).parent / "data/crops"
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("napari_wbc.evaluate.RESAMPLES", 100)
+
+
+def result(p: list[list[float]], y: list[str], unit: list[int] | None = None, model: str = "m") -> Evaluation:
+    classes = ("a", "b", "c")
+    array = np.array(p, float)
+    table = pd.DataFrame({"file": [f"{k}.png" for k in range(len(y))], "class": y})
+    table["predicted"] = np.array(classes, object)[array.argmax(1)]
+    table["probability"] = array.max(1)
+    table["right"] = table["predicted"] == table["class"]
+    for k, name in enumerate(classes):
+        table[f"p_{name}"] = array[:, k]
+    return Evaluation(model, "d", classes, table, np.array(unit or range(len(y))), classes)
+
+
+FOUR = result([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.2, 0.7, 0.1], [0.1, 0.5, 0.4]], ["a", "b", "b", "c"])
+
+
+def test_metrics_of_four_cells() -> None:
+    summary = FOUR.summary.set_index("metric")["value"]
+    assert summary["accuracy"] == 0.5
+    assert summary["balanced accuracy"] == pytest.approx((1 + 0.5 + 0) / 3)
+    # F1 of a: 2/3; of b: precision 1/2, recall 1/2; of c: 0.
+    assert summary["macro-F1"] == pytest.approx((2 / 3 + 0.5 + 0) / 3)
+    assert summary["log loss"] == pytest.approx(-np.log([0.8, 0.3, 0.7, 0.4]).mean())
+    table = FOUR.per_class().set_index("class")
+    assert table.loc["a", "specificity"] == pytest.approx(2 / 3)
+    assert table.loc["b", "precision"] == 0.5
+    assert table.loc["c", "recall"] == 0
+    assert np.isnan(table.loc["c", "precision"])
+    assert FOUR.confusion().loc["b"].tolist() == [1, 1, 0]
+
+
+def test_calibration_error_by_hand() -> None:
+    # Two bins: confidence 0.95, half right; confidence 0.55, all right.
+    confidence, right = np.array([0.95, 0.95, 0.55, 0.55]), np.array([True, False, True, True])
+    assert calibration_error(confidence, right) == pytest.approx(0.5 * 0.45 + 0.5 * 0.45)
+
+
+def test_rejecting_the_least_probable() -> None:
+    curve = FOUR.rejection()
+    assert curve.iloc[0].tolist() == [0.0, 0.5]
+    assert curve.iloc[-1].tolist() == [0.75, 1.0]
+
+
+def test_limits_draw_whole_units() -> None:
+    p = [[0.9, 0.05, 0.05]] * 20 + [[0.05, 0.9, 0.05]] * 20
+    y = ["a"] * 20 + ["a"] * 20
+    alone = result(p, y).summary.set_index("metric").loc["accuracy"]
+    together = result(p, y, [0] * 20 + [1] * 20).summary.set_index("metric").loc["accuracy"]
+    assert alone["low"] > 0.3
+    assert together["low"] == 0
+    assert together["high"] == 1
+
+
+def test_mcnemar() -> None:
+    y = ["a"] * 10
+    good, bad = [[0.8, 0.1, 0.1]], [[0.1, 0.8, 0.1]]
+    first, second = result(good * 10, y), result(good * 2 + bad * 8, y, model="n")
+    told = compare(first, second)
+    assert (told["only first"], told["only second"]) == (8, 0)
+    assert told["p"] == pytest.approx(2 * 0.5**8)
+    with pytest.raises(ValueError, match="same cells"):
+        compare(first, FOUR)
+
+
+def test_the_shipped_model_on_real_cells(classifier, tmp_path: Path) -> None:
+    told = evaluate(classifier, CROPS, mpp=0.145)
+    assert len(told.table) == 24
+    assert told.table["right"].mean() > 0.75
+    assert set(told.table["class"]) == set(classifier.card.classes)
+    page = write_report([told, told], tmp_path / "report")
+    text = page.read_text(encoding="utf-8")
+    assert "wbc8-mobilenetv2 on crops" in text
+    assert "McNemar" in text
+    data = json.loads((tmp_path / "report/report.json").read_text(encoding="utf-8"))
+    assert data["mcnemar"][0]["p"] == 1.0
+    predictions = pd.read_csv(tmp_path / "report/wbc8-mobilenetv2_crops_predictions.csv")
+    assert len(predictions) == 24
+
+
+def test_among_classes(classifier) -> None:
+    five = ["neutrophil", "lymphocyte", "monocyte", "eosinophil", "basophil"]
+    told = evaluate(classifier, CROPS, mpp=0.145, among=five)
+    assert set(told.table["predicted"]) <= set(five)
+    np.testing.assert_allclose(told.probabilities.sum(1), 1, atol=1e-6)
+    with pytest.raises(DatasetError, match="no class blast"):
+        evaluate(classifier, CROPS, among=["blast"])
+
+
+def test_classes_the_model_does_not_have(classifier, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(CROPS / "lymphocyte", tmp_path / "d/hairy cell")
+    with pytest.raises(DatasetError, match="--class FROM=TO"):
+        evaluate(classifier, tmp_path / "d")
+    told = evaluate(classifier, tmp_path / "d", classes={"hairy cell": "lymphocyte"}, mpp=0.145)
+    assert len(told.table) == 3
+
+
+def test_names_cannot_write_into_the_page(tmp_path: Path) -> None:
+    evil = result([[0.8, 0.1, 0.1], [0.1, 0.8, 0.1]], ["a", "b"], model="<script>alert(1)</script>")
+    text = write_report([evil], tmp_path).read_text(encoding="utf-8")
+    assert "<script>" not in text
+
+
+def test_commands(tmp_path: Path) -> None:
+    from napari_wbc.cli import app
+
+    told = CliRunner().invoke(app, ["dataset", str(CROPS), "-o", str(tmp_path / "split"), "--val", "0.34"])
+    assert told.exit_code == 0, told.output
+    assert "neutrophil" in told.output
+    assert len(pd.read_csv(tmp_path / "split/split.csv")) == 24
+    (tmp_path / "tiny.toml").write_text(
+        'network = "custom_cnn"\nstart = "random"\npixels = 32\nbatch_norm = "train"\nepochs = 2\nbatch_size = 8\n'
+        'preprocessing = [{ step = "scale_to_unit" }]\naugmentation = []\n'
+    )
+    command = ["train", str(CROPS), "-o", str(tmp_path / "run"), "--recipe", str(tmp_path / "tiny.toml")]
+    told = CliRunner().invoke(app, [*command, "--mpp", "0.145", "--val", "0.34", "--name", "tiny", "--device", "cpu"])
+    assert told.exit_code == 0, told.output
+    assert "Model tiny" in told.output
+    command = ["evaluate", "tiny", "wbc8-mobilenetv2", str(CROPS), "-o", str(tmp_path / "r"), "--mpp", "0.145"]
+    told = CliRunner().invoke(app, command)
+    assert told.exit_code == 0, told.output
+    assert (tmp_path / "r/report.html").is_file()
+    told = CliRunner().invoke(app, ["models"])
+    assert "tiny: custom_cnn" in told.output
+    told = CliRunner().invoke(app, ["train", str(tmp_path / "none"), "-o", str(tmp_path / "x")])
+    assert told.exit_code == 1
+    assert "no such file or folder" in told.output
+    told = CliRunner().invoke(app, ["train", str(CROPS), "-o", str(tmp_path / "x"), "--lr", "0"])
+    assert told.exit_code == 2
+    assert "lr is 0" in told.output

@@ -181,7 +181,7 @@ def make_split(
                 chosen = _part(y[free], unit[free] if kind == "grouped" else free, share, seed)
                 part[free[chosen]] = name
                 free = np.setdiff1d(free, free[chosen])
-    notes = _notes(copies, groups)
+    notes = _notes(copies, groups, len(data))
     if idle := int((~np.isin(part, ["train", "val", "test"])).sum()):
         notes = (*notes, f"{idle} cells have no part in the given split and are not used")
     split = Split(data, np.asarray(part), unit, kind, notes)
@@ -206,11 +206,17 @@ def _check_enough(data: Dataset, unit: npt.NDArray[np.int64], n: int) -> None:
             )
 
 
-def _notes(copies: int, groups: int) -> tuple[str, ...]:
-    told = [f"{copies} pictures are near-copies of another (turned and mirrored ones counted)" if copies else
-            "no near-copies found"]  # fmt: skip
-    told.append(f"{groups} groups (patients, slides) are named" if groups else "no patients or slides are named: cells "
-                "of one smear may be on both sides, and results too good for another laboratory")  # fmt: skip
+def _notes(copies: int, groups: int, n: int) -> tuple[str, ...]:
+    told = ["no near-copies found"]
+    if copies:
+        told = [f"{copies} pictures are near-copies of another (turned and mirrored ones counted)"]
+    doubt = "cells of one smear may be on both sides, and results too good for another laboratory"
+    if not groups:
+        told.append(f"no patients or slides are named: {doubt}")
+    elif 2 * groups > n:
+        told.append(f"{groups} groups are named, nearly one a cell, so hardly patients or slides: {doubt}")
+    else:
+        told.append(f"{groups} groups (patients, slides) are named")
     return tuple(told)
 
 

@@ -33,15 +33,15 @@ def run(tree: Path, folder: Path, recipe: Recipe = TINY, **more: object):
 
 
 def test_a_run_leaves_a_model_that_predicts(tree: Path, tmp_path: Path) -> None:
-    done = run(tree, tmp_path / "run", name="mine")
+    done = run(tree, tmp_path / "run", name="mine.v1")
     assert list(done.history.columns) == HISTORY
     assert len(done.history) == 3
     assert {p.name for p in done.folder.iterdir()} == {
-        "settings.json", "split.csv", "problems.csv", "history.csv", "curves.png", "environment.json", "mine.json",
-        "mine.safetensors",
+        "settings.json", "split.csv", "problems.csv", "history.csv", "curves.png", "environment.json", "mine.v1.json",
+        "mine.v1.safetensors",
     }  # fmt: skip
-    assert "mine" in available_models()
-    model = Classifier.load("mine", device="cpu")
+    assert "mine.v1" in available_models()
+    model = Classifier.load("mine.v1", device="cpu")
     p = model.predict(np.zeros((2, 32, 32, 3), np.uint8))
     assert p.shape == (2, 3)
     assert model.card.training["cells"] == {"train": 6, "val": 3}

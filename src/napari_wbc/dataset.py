@@ -18,9 +18,9 @@ from .crop import CropSize, crop_cells
 __all__ = ["Check", "Dataset", "DatasetError", "check", "cut_cells", "read_dataset", "read_table"]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
-COLUMNS = ("file", "class", "group", "split", "y0", "x0", "y1", "x1", "label", "mask", "mpp")
+COLUMNS = ("file", "class", "group", "split", "y0", "x0", "y1", "x1", "mask", "mpp")
 """A row a cell: its picture; class; patient or slide ("" if unknown); given split; box in pixels (NaN: the whole
-picture shows one cell); or the label of a mask picture; µm per pixel (NaN if unknown)."""
+picture shows one cell); or a picture of its mask; µm per pixel (NaN if unknown)."""
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 MOST_CLASSES = 1000
 MOST_PIXELS = 250_000_000
@@ -176,7 +176,7 @@ def read_table(path: Path, root: Path) -> Dataset:
             problems.append((file, fault))
         else:
             rows.append({**row, "file": str(found), "class": name})
-    known = [column for column in COLUMNS[2:] if column in table and column not in ("label", "mask")]
+    known = [column for column in COLUMNS[2:] if column in table and column != "mask"]
     result = pd.DataFrame(rows, columns=["file", "class", *known])
     if "split" in result:
         result["split"] = result["split"].map(lambda v: SPLITS.get(str(v).strip().lower(), ""))

@@ -55,7 +55,6 @@ class Recipe:
     also : further training data beside the data: name, labels, share of the cells drawn.
     prior, prior_strength : shares of the classes that the model expects, and the part of their logarithm that is added.
     threshold : of the card.
-    protocol, source, reported : what a published protocol is, where from, and its result.
     """
 
     network: str = "mobilenet_v2"
@@ -96,9 +95,6 @@ class Recipe:
     prior: Mapping[str, float] = field(default_factory=dict)
     prior_strength: float = 0.0
     threshold: float = 0.5
-    protocol: str = ""
-    source: str = ""
-    reported: str = ""
 
     def __post_init__(self) -> None:
         def one_of(name: str, choices: tuple[str, ...]) -> None:

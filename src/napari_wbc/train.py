@@ -317,7 +317,7 @@ def _module(recipe: Recipe, weight: Tensor | None, network: nn.Module) -> pl.Lig
             loss = functional.cross_entropy(logits, y, weight, label_smoothing=recipe.label_smoothing)
             self.seen += [len(y) * loss.item(), float((logits.argmax(1) == y).sum()), len(y)]
             if not torch.isfinite(loss):
-                raise _NotFinite
+                raise _NotFiniteError
             return loss
 
         def on_validation_epoch_start(self) -> None:
@@ -347,9 +347,6 @@ def _module(recipe: Recipe, weight: Tensor | None, network: nn.Module) -> pl.Lig
 
 class _NotFiniteError(Exception):
     """The loss is no number."""
-
-
-_NotFinite = _NotFiniteError()
 
 
 def _freeze(network: nn.Module, recipe: Recipe) -> list[nn.Module]:
@@ -514,7 +511,7 @@ def train(
     state = follower.states["average" if recipe.average != "none" else recipe.keep]
     if not all(torch.isfinite(value).all() for value in state.values() if value.is_floating_point()):
         state = follower.states["best"]
-    card = _finish(folder, card, recipe, ready, state, device)
+    card = _finish(folder, card, recipe, ready, state, device, mpp)
     draw_curves(history, folder / "curves.png")
     if install:
         install_model(folder / f"{card.name}.json")
@@ -810,9 +807,15 @@ def _card(name: str, recipe: Recipe, ready: Prepared, history: pd.DataFrame) -> 
 
 
 def _finish(
-    folder: Path, card: ModelCard, recipe: Recipe, ready: Prepared, state: Mapping[str, Tensor], device: str | None
+    folder: Path,
+    card: ModelCard,
+    recipe: Recipe,
+    ready: Prepared,
+    state: Mapping[str, Tensor],
+    device: str | None,
+    mpp: float | None,
 ) -> ModelCard:
-    """Add the prior, measure on val and test, and write card and weights."""
+    """Add the prior, measure on val and test as prediction cuts and sees them, and write card and weights."""
     from dataclasses import replace
 
     from sklearn.metrics import accuracy_score, f1_score
@@ -824,19 +827,16 @@ def _finish(
     if recipe.prior_strength:
         prior = torch.tensor([math.log(recipe.prior[name]) for name in card.classes])
         state[bias] = state[bias] + recipe.prior_strength * prior
-    path = folder / card.name
+    path = folder / f"{card.name}.json"
     save_model(path, card, state)
-    classifier = Classifier.load(path.with_suffix(".json"), device=device)
+    classifier = Classifier.load(path, device=device)
     results: list[dict[str, Any]] = []
     for part in ("val", "test"):
         rows = ready.split.rows(part)
         if not len(rows):
             continue
-        logits = []
-        for start in range(0, len(rows), 128):
-            crops = plain_crops(ready.crops[rows[start : start + 128]], ready.stored, card.crop)
-            logits.append(classifier.predict((crops.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()))
-        guess, y = np.concatenate(logits).argmax(1), ready.y[rows]
+        held = Dataset(ready.split.dataset.name, ready.split.dataset.table.iloc[rows].reset_index(drop=True))
+        guess, y = classifier.predict(cut_cells(held, card.crop, mpp=mpp)).argmax(1), ready.y[rows]
         low, high = clopper_pearson(int((guess == y).sum()), len(y))
         name = f"{ready.split.dataset.name}/{part}"
         scaled = {"scaled": recipe.scale} if recipe.scale < 1 else {}

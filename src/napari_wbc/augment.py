@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .crop import CropSize
-from .preprocess import DARKEST, STEPS, check_parameters, two_dyes
+from .preprocess import DARKEST, STEPS, check_parameters, measure_dyes, two_dyes
 
 Disturbance = Callable[..., Tensor]
 DISTURBANCES: dict[str, Disturbance] = {}
@@ -260,6 +260,46 @@ def two_dyes_unsure(
         return nucleus, red * torch.exp(torch.randn(n, 1) * eosin + torch.randn(n, 3) * 0.07)
 
     return two_dyes(crops, size, changed=wrong)
+
+
+@register
+def cytoplasm(
+    crops: Tensor, size: CropSize, *, eosin: float = 0.6, azure: float = 0.17, outside_um: float = 11.0
+) -> Tensor:
+    """Give the cell more or less eosin, and more azure, than the red cells around it tell.
+
+    The eosin of a neutrophil's cytoplasm is 0.4 to 2.6 times that of `pbc` where red cells are equal, and its azure up
+    to twice as much, in other public sets: a network that has seen one laboratory takes it for granules.
+
+    Parameters
+    ----------
+    crops : (n, 3, S, S) tensor
+        From 0 to 1.
+    size : CropSize
+        Side of the crops, for the scale.
+    eosin : float
+        Deviation of the logarithm of the factor, which is kept from 0.22 to 3.3.
+    azure : float
+        Up to so much of the nucleus's density is added.
+    outside_um : float
+        Red cells are looked for beyond this radius, µm.
+    """
+    n = len(crops)
+    density, nucleus, red = measure_dyes(crops, size, outside_um=outside_um)
+    mix = torch.stack([nucleus, red, torch.linalg.cross(nucleus, red)], 2)
+    mix[:, :, 2] /= mix[:, :, 2].norm(dim=1, keepdim=True).clamp_min(1e-6)
+    told_apart = torch.linalg.cond(mix / mix.norm(dim=1, keepdim=True).clamp_min(1e-6)) < 12
+    mix = torch.where(told_apart[:, None, None], mix, torch.eye(3))
+    seen = torch.einsum("ni,nihw->nhw", torch.linalg.inv(mix)[:, 1], density)
+    axis = (torch.arange(size.pixels) + 0.5 - size.pixels / 2) * size.side_um / size.pixels
+    within = torch.sigmoid((uniform(n, 7, 10)[:, 0] - (axis[:, None] ** 2 + axis[None] ** 2).sqrt()) / 0.5)
+    # Glass stays glass: only where something is stained, seen without noise.
+    stained = functional.avg_pool2d(density[:, 1:2], 5, 1, 2)[:, 0] / nucleus[:, 1, None, None]
+    within = within * ((stained - 0.06) / 0.1).clamp(0, 1) * told_apart[:, None, None]
+    factor = torch.exp((torch.randn(n, 1, 1) * eosin).clamp(-1.5, 1.2))
+    change = torch.stack([uniform(n, -0.05, azure)[:, 0] * within, (factor - 1) * seen * within], 1)
+    change = torch.einsum("nij,njhw->nihw", mix[:, :, :2], change)
+    return (crops * (-change).exp()).clamp(0, 1)
 
 
 @register

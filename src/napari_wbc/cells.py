@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 UNIDENTIFIED = "unidentified"
+IMPROBABLE, UNLIKE = "improbable", "unlike"
 PROBABILITY_PREFIX = "p_"
 
 
@@ -20,6 +21,8 @@ class Column(NamedTuple):
     dtype: str
     unit: str
     meaning: str
+    default: Any = None
+    """Value in tables that lack the column; None if they may not lack it."""
 
 
 COLUMNS: Mapping[str, Column] = {
@@ -41,6 +44,12 @@ COLUMNS: Mapping[str, Column] = {
     "mpp": Column("float64", "µm/px", "the scale that was used; NaN where unknown"),
     "class": Column("str", "", f"class given to the cell; '{UNIDENTIFIED}' below the threshold"),
     "probability": Column("float64", "", "probability of the likeliest class; NaN before classification"),
+    "unlikeness": Column(
+        "float64", "", "0 like the cells that the model knows, 1 unlike them; NaN where it cannot tell", float("nan")
+    ),
+    "reason": Column(
+        "str", "", f"why a cell is unidentified: '{IMPROBABLE}' class, '{UNLIKE}' the cells that the model knows", ""
+    ),
 }
 
 
@@ -54,7 +63,7 @@ class Cells:
     Parameters
     ----------
     table : pandas.DataFrame
-        One row a cell with at least the columns of `COLUMNS`; columns
+        One row a cell with at least the columns of `COLUMNS` that have no default; columns
         ``p_<class>`` hold the probability of each class in the order of the
         model's classes. Other columns are kept as they are. The table is
         copied, its columns are cast to the types of the schema.
@@ -73,14 +82,14 @@ class Cells:
 
     def __init__(self, table: pd.DataFrame) -> None:
         missing = [name for name in COLUMNS if name not in table.columns]
-        if missing:
-            raise CellsError(f"the table of cells lacks the columns {', '.join(missing)}")
-        table = table.reset_index(drop=True).copy()
+        if needed := [name for name in missing if COLUMNS[name].default is None]:
+            raise CellsError(f"the table of cells lacks the columns {', '.join(needed)}")
+        table = table.reset_index(drop=True).assign(**{name: COLUMNS[name].default for name in missing})
         for name, column in COLUMNS.items():
             table[name] = _cast(table[name], name, column.dtype)
         for name in _probability_columns(table):
             table[name] = _cast(table[name], name, "float64")
-        for name in ["probability", *_probability_columns(table)]:
+        for name in ["probability", "unlikeness", *_probability_columns(table)]:
             if ((table[name] < 0) | (table[name] > 1)).any():
                 raise CellsError(f"column {name} holds values outside 0 to 1")
         if table.duplicated(["slide", "label"]).any():
@@ -106,7 +115,12 @@ class Cells:
         return self.table[["centroid-0", "centroid-1"]].to_numpy(dtype=np.float64)
 
     def with_predictions(
-        self, probabilities: npt.NDArray[np.floating[Any]], classes: Sequence[str], threshold: float
+        self,
+        probabilities: npt.NDArray[np.floating[Any]],
+        classes: Sequence[str],
+        threshold: float,
+        unlikeness: npt.NDArray[np.floating[Any]] | None = None,
+        unlike_above: float = 1.0,
     ) -> Cells:
         """Return the cells with a class each.
 
@@ -118,11 +132,16 @@ class Cells:
             Names of the k classes.
         threshold : float
             A cell whose likeliest class is less probable is *unidentified*.
+        unlikeness : (n,) float array, optional
+            How unlike the cells of training each is, 0 to 1; NaN where unknown.
+        unlike_above : float
+            Cells that are more unlike are *unidentified*, however probable their class.
 
         Returns
         -------
         Cells
-            With the columns ``p_<class>``, rounded to 6 digits, in place of earlier ones.
+            With the columns ``p_<class>`` and ``unlikeness``, rounded to 6 digits, in place of earlier ones, and the
+            ``reason`` of each unidentified cell.
 
         Raises
         ------
@@ -143,7 +162,10 @@ class Cells:
             best = probabilities.argmax(axis=1)
             top = probabilities.max(axis=1)
             table["probability"] = top
-            table["class"] = np.where(top >= threshold, np.asarray(classes, dtype=object)[best], UNIDENTIFIED)
+            table["unlikeness"] = np.nan if unlikeness is None else np.round(unlikeness.astype(np.float64), 6)
+            table["reason"] = reasons(top, table["unlikeness"].to_numpy(), threshold, unlike_above)
+            known = table["reason"] == ""
+            table["class"] = np.where(known, np.asarray(classes, dtype=object)[best], UNIDENTIFIED)
         return Cells(table)
 
     def __len__(self) -> int:
@@ -156,6 +178,17 @@ class Cells:
 
     def __repr__(self) -> str:
         return f"<Cells: {len(self)} cells, classes {', '.join(self.classes) or 'none yet'}>"
+
+
+def reasons(
+    probability: npt.NDArray[np.floating[Any]],
+    unlikeness: npt.NDArray[np.floating[Any]],
+    threshold: float,
+    unlike_above: float,
+) -> npt.NDArray[np.object_]:
+    """Return why each cell must stay unidentified; empty for those that may have a class."""
+    found = np.where(unlikeness > unlike_above, UNLIKE, np.where(probability >= threshold, "", IMPROBABLE))
+    return found.astype(object)
 
 
 def _probability_columns(table: pd.DataFrame) -> list[str]:

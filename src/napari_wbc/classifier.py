@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from .cells import UNIDENTIFIED
 from .crop import CropSize
 from .models import build, find_model, fold_batch_norm
 from .preprocess import apply_steps, check_steps
+from .unlikeness import PREFIX, Gauge, check_unlikeness
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +56,9 @@ class ModelCard:
         Logits are divided by it before the softmax (calibration).
     threshold : float
         Cells less probable than this are *unidentified* unless the user says otherwise.
+    unlikeness : mapping
+        ``blocks`` of the network whose statistics are weighed (`napari_wbc.unlikeness`) and ``above``: cells that score
+        more are *unidentified*, too. Empty if the model cannot tell.
     sha256 : str
         Of the weights file.
     description, licence, training : str, str, mapping
@@ -77,6 +82,7 @@ class ModelCard:
     head: Mapping[str, Any] = field(default_factory=dict)
     temperature: float = 1.0
     threshold: float = 0.5
+    unlikeness: Mapping[str, Any] = field(default_factory=dict)
     sha256: str = ""
     description: str = ""
     licence: str = ""
@@ -90,6 +96,7 @@ class ModelCard:
             raise ValueError("temperature must be positive and threshold between 0 and 1")
         for steps in self.ways:
             check_steps(steps)
+        check_unlikeness(self.unlikeness)
         limits: dict[str, tuple[Any, Any, Any]] = {
             "hidden": (int, 0, 65536),
             "dropout": ((int, float), 0, 0.99),
@@ -109,6 +116,11 @@ class ModelCard:
     def ways(self) -> tuple[tuple[Mapping[str, Any], ...], ...]:
         """All steps of each view."""
         return tuple((*view, *self.preprocessing) for view in self.views or ((),))
+
+    @property
+    def unlike_above(self) -> float:
+        """Cells that are more unlike are unidentified; 1 if the model cannot tell."""
+        return float(self.unlikeness.get("above", 1.0))
 
     @classmethod
     def from_json(cls, text: str) -> ModelCard:
@@ -143,6 +155,8 @@ class Classifier:
         What the network takes and gives.
     network : torch.nn.Module
         The network in evaluation mode, on its device.
+    gauge : Gauge, optional
+        Tells how unlike a cell is to those that the network knows.
 
     Examples
     --------
@@ -150,11 +164,12 @@ class Classifier:
     >>> probabilities = classifier.predict(crops)  # doctest: +SKIP
     """
 
-    def __init__(self, card: ModelCard, network: nn.Module) -> None:
+    def __init__(self, card: ModelCard, network: nn.Module, gauge: Gauge | None = None) -> None:
         import torch
 
         self.card = card
         self.network = network.eval().to(memory_format=torch.channels_last)
+        self.gauge = gauge
 
     @classmethod
     def load(cls, model: str | Path | None = None, *, device: str | None = None) -> Classifier:
@@ -185,14 +200,20 @@ class Classifier:
         state = _read_weights(weights_path, card)
         try:
             network = build(card.network, len(card.classes), **card.head)
-            network.load_state_dict({name: tensor.float() for name, tensor in state.items()})
+            network.load_state_dict({k: v.float() for k, v in state.items() if not k.startswith(PREFIX)})
         except (RuntimeError, ValueError) as error:
             raise ModelError(
                 f"{weights_path}: the weights do not fit the card's network {card.network!r} with "
                 f"{len(card.classes)} classes; use the card and the weights of one model "
                 f"({str(error).splitlines()[0]})"
             ) from error
-        return cls(card, fold_batch_norm(network).to(device or best_device()))
+        device = device or best_device()
+        network = fold_batch_norm(network)
+        try:
+            gauge = Gauge.load(network, card.unlikeness, state)
+        except ValueError as error:
+            raise ModelError(f"{weights_path}: {error}; use the card and the weights of one model") from error
+        return cls(card, network.to(device), gauge and gauge.to(device))
 
     def predict(
         self,
@@ -222,15 +243,45 @@ class Classifier:
         ValueError
             If the crops are not uint8 of the card's size.
         """
+        return self.judge(crops, batch_size=batch_size, progress=progress)[0]
+
+    def judge(
+        self,
+        crops: npt.NDArray[np.uint8],
+        *,
+        batch_size: int = 64,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Classify crops and say how unlike they are to what the model knows.
+
+        Parameters
+        ----------
+        crops, batch_size, progress
+            As `predict`.
+
+        Returns
+        -------
+        (n, k) float32 array
+            Calibrated probabilities in the order of the card's classes.
+        (n,) float32 array
+            Unlikeness from 0 to 1 (`napari_wbc.unlikeness`); NaN if the model cannot tell.
+
+        Raises
+        ------
+        ValueError
+            If the crops are not uint8 of the card's size.
+        """
         size = self.card.crop.pixels
         if crops.shape[1:] != (size, size, 3) or crops.dtype != np.uint8:
             raise ValueError(f"the model takes uint8 crops of {size} × {size} × 3, not {crops.dtype} {crops.shape[1:]}")
         out = np.empty((len(crops), len(self.card.classes)), np.float32)
+        unlikeness = np.full(len(crops), np.nan, np.float32)
         start = 0
         while start < len(crops):
             batch = crops[start : start + batch_size]
             try:
-                out[start : start + len(batch)] = self._probabilities(batch)
+                part = slice(start, start + len(batch))
+                out[part], unlikeness[part] = self._judge(batch)
             except RuntimeError as error:
                 if not _out_of_memory(error) or batch_size == 1:
                     raise
@@ -239,9 +290,9 @@ class Classifier:
             start += len(batch)
             if progress is not None:
                 progress(start)
-        return out
+        return out, unlikeness
 
-    def _probabilities(self, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    def _judge(self, batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], Any]:
         import torch
 
         device = next(self.network.parameters()).device
@@ -249,9 +300,13 @@ class Classifier:
             # NHWC in memory seen as NCHW is exactly channels-last.
             crops = torch.from_numpy(np.ascontiguousarray(batch)).to(device).permute(0, 3, 1, 2)
             seen = torch.cat([apply_steps(crops, steps, self.card.crop) for steps in self.card.ways])
-            logits = self.network(seen).unflatten(0, (len(self.card.ways), len(crops))).mean(0)
+            views = (len(self.card.ways), len(crops))
+            with self.gauge.watching() if self.gauge else nullcontext():
+                logits = self.network(seen).unflatten(0, views).mean(0)
             result: npt.NDArray[np.float32] = (logits / self.card.temperature).softmax(1).cpu().numpy()
-        return result
+            if self.gauge is None:
+                return result, np.nan
+            return result, self.gauge.score().reshape(views).mean(0).sigmoid().cpu().numpy()
 
 
 def save_model(path: str | Path, card: ModelCard, state: Mapping[str, torch.Tensor]) -> ModelCard:

@@ -199,6 +199,7 @@ def classify(
         row = {"file": printable(result.path), "class": result.name, "probability": result.probability}
         values = result.probabilities.tolist() or [math.nan] * len(classifier.card.classes)
         row |= {f"p_{name}": value for name, value in zip(classifier.card.classes, values, strict=True)}
+        row |= {"unlikeness": result.unlikeness, "reason": result.reason}
         rows.append(row | {"mpp": result.mpp, "scale": result.scale, "error": printable(result.error)})
         if result.error:
             run.fail(result.path, result.error)

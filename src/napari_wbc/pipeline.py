@@ -146,14 +146,15 @@ def analyse(
     card = classifier.card
     threshold = card.threshold if threshold is None else threshold
     probabilities = np.empty((len(cells), len(card.classes)), np.float32)
+    unlikeness = np.empty(len(cells), np.float32)
     box = cells.table[[f"bbox-{k}" for k in range(4)]].to_numpy(np.float64)
     scales = card.crop.scale_for(crop_scale(look, cells), (box[:, 2:] - box[:, :2]).max(axis=1, initial=0))
     for start in range(0, len(cells), BATCH):
         part = slice(start, start + BATCH)
         crops = crop_cells(slide.image, cells.centroids[part], scales[part], card.crop)
-        probabilities[part] = classifier.predict(crops)
+        probabilities[part], unlikeness[part] = classifier.judge(crops)
         yield Progress("classifying", min(start + BATCH, len(cells)), len(cells))
-    cells = cells.with_predictions(probabilities, card.classes, threshold)
+    cells = cells.with_predictions(probabilities, card.classes, threshold, unlikeness, card.unlike_above)
     return Analysis(slide, cells, labels, look, card, threshold, tuple(notes))
 
 

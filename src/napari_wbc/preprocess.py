@@ -128,7 +128,9 @@ def two_dyes(
     import torch
 
     # MPS has neither quantiles of parts nor inverses in every version of torch; both are a small part of the work.
-    density, nucleus, red = _dyes(crops.cpu() if crops.device.type == "mps" else crops, size, inside_um, outside_um)
+    density, nucleus, red = measure_dyes(
+        crops.cpu() if crops.device.type == "mps" else crops, size, inside_um=inside_um, outside_um=outside_um
+    )
     reference, red_reference = torch.tensor(_NUCLEUS).to(density), torch.tensor(_RED_CELL).to(density)
     if changed is not None:
         nucleus, red = changed(nucleus, red, red_reference)
@@ -142,8 +144,10 @@ def two_dyes(
     return density.neg_().exp_().clamp_(0, 1.2)
 
 
-def _dyes(crops: Tensor, size: CropSize, inside_um: float, outside_um: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Optical density over the background, (n, 3, S, S), and that of nucleus and red cells, (n, 3)."""
+def measure_dyes(
+    crops: Tensor, size: CropSize, *, inside_um: float = 7.0, outside_um: float = 11.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the optical density over the background, (n, 3, S, S), and that of nucleus and red cells, (n, 3)."""
     import torch
 
     n = crops.shape[-1]

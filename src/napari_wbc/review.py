@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from .atomic import ExportError
-from .cells import PROBABILITY_PREFIX, UNIDENTIFIED, Cells
+from .cells import PROBABILITY_PREFIX, UNIDENTIFIED, UNLIKE, Cells
 from .tables import CELL_SUFFIXES, MARK, encode, read_cells
 
 
@@ -50,6 +50,7 @@ def differs_from_model(cells: Cells, threshold: float | None = None) -> bool:
             said[known & (given == UNIDENTIFIED)] = UNIDENTIFIED
         else:
             said[known & (p.max(axis=1) < threshold)] = UNIDENTIFIED
+        said[known & (cells.table["reason"] == UNLIKE).to_numpy()] = UNIDENTIFIED
     return bool((given != said).any())
 
 

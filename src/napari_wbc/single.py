@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .cells import UNIDENTIFIED
+from .cells import UNIDENTIFIED, reasons
 from .crop import crop_cells
 from .crop_folder import MPP_TEXT
 from .segment import appearance
@@ -41,6 +41,10 @@ class CropResult:
         In the order of the model's classes; empty after a failure.
     mpp : float
         Micrometres per pixel that were used.
+    unlikeness : float
+        How unlike the cell is to those that the model knows; NaN after a failure or if it cannot tell.
+    reason : str
+        Why the cell is unidentified (`napari_wbc.cells.reasons`); empty if it is not.
     scale : str
         Where they are from: ``given``, ``file``, ``red cells`` or, in words, an assumption.
     error : str
@@ -52,6 +56,8 @@ class CropResult:
     probability: float = float("nan")
     probabilities: npt.NDArray[np.float64] = field(default_factory=lambda: np.empty(0), repr=False)
     mpp: float = float("nan")
+    unlikeness: float = float("nan")
+    reason: str = ""
     scale: str = ""
     error: str = ""
 
@@ -88,17 +94,20 @@ def classify_crops(
     while paths_of_batch := list(islice(remaining, BATCH)):
         opened = [_open(path, classifier.card, mpp) for path in paths_of_batch]
         crops = [crop for _, crop in opened if crop is not None]
-        probabilities = np.round(classifier.predict(np.stack(crops)).astype(np.float64), 6) if crops else None
+        told = [np.round(part.astype(np.float64), 6) for part in classifier.judge(np.stack(crops))] if crops else None
         k = 0
         for result, crop in opened:
-            if crop is None or probabilities is None:
+            if crop is None or told is None:
                 yield result
                 continue
-            row = probabilities[k]
+            row, unlike = told[0][k], told[1][k : k + 1]
             k += 1
             top = float(row.max())
-            name = classifier.card.classes[int(row.argmax())] if top >= limit else UNIDENTIFIED
-            yield CropResult(result.path, name, top, row, result.mpp, result.scale)
+            reason = str(reasons(row.max(keepdims=True), unlike, limit, classifier.card.unlike_above)[0])
+            name = UNIDENTIFIED if reason else classifier.card.classes[int(row.argmax())]
+            yield replace(
+                result, name=name, probability=top, probabilities=row, unlikeness=float(unlike[0]), reason=reason
+            )
 
 
 def _open(path: Path, card: ModelCard, given: float | None) -> tuple[CropResult, npt.NDArray[np.uint8] | None]:

@@ -37,8 +37,8 @@ def test_a_run_leaves_a_model_that_predicts(tree: Path, tmp_path: Path) -> None:
     assert list(done.history.columns) == HISTORY
     assert len(done.history) == 3
     assert {p.name for p in done.folder.iterdir()} == {
-        "settings.json", "split.csv", "problems.csv", "history.csv", "curves.png", "environment.json", "mine.v1.json",
-        "mine.v1.safetensors",
+        "settings.json", "split.csv", "problems.csv", "history.csv", "curves.png", "environment.json",
+        "predictions.csv", "mine.v1.json", "mine.v1.safetensors",
     }  # fmt: skip
     assert "mine.v1" in available_models()
     model = Classifier.load("mine.v1", device="cpu")

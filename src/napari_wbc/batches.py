@@ -27,7 +27,7 @@ class Batches(IterableDataset[tuple[Tensor, Tensor]]):
         self.ready, self.recipe, self.epoch, self.rank, self.world = ready, recipe, epoch, rank, world
         self.rows = ready.split.rows("train")
         if recipe.copies:
-            self.rows = _repeated(self.rows, ready.y, recipe)
+            self.rows = _repeated(self.rows, ready.y, recipe.scaled_copies, epoch)
         n = recipe.per_epoch or len(self.rows) + len(ready.extra)
         self.n = max(1, math.ceil(n * (recipe.scale if recipe.per_epoch else 1)))
 
@@ -90,10 +90,10 @@ def _turning(recipe: Recipe, y: npt.NDArray[np.int64], classes: tuple[str, ...])
     return told
 
 
-def _repeated(rows: npt.NDArray[np.int64], y: npt.NDArray[np.int64], recipe: Recipe) -> npt.NDArray[np.int64]:
-    """Each class's training cells over and over, as many as the recipe says; epochs disturb each anew."""
-    copies = max(1, round(recipe.copies * recipe.scale))
-    return np.concatenate([np.resize(rows[y[rows] == k], copies) for k in np.unique(y[rows])])
+def _repeated(rows: npt.NDArray[np.int64], y: npt.NDArray[np.int64], copies: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Each class's training cells over and over, so many; epochs disturb each anew, and begin where the last ended."""
+    own = [rows[y[rows] == k] for k in np.unique(y[rows])]
+    return np.concatenate([np.resize(np.roll(some, -epoch * copies), copies) for some in own])
 
 
 class Validation(IterableDataset[tuple[Tensor, Tensor]]):

@@ -92,6 +92,10 @@ def lightning_module(recipe: Recipe, weight: Tensor | None, network: nn.Module) 
     return Module()
 
 
+class NothingLearntError(TrainingError):
+    """The loss was no number in the first epoch."""
+
+
 class NotFiniteError(Exception):
     """The loss is no number."""
 

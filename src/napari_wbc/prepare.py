@@ -13,7 +13,7 @@ import numpy.typing as npt
 from .crop import CropSize
 from .dataset import Dataset, check, cut_cells, read_dataset
 from .recipe import Recipe
-from .split import Split, make_split
+from .split import Kind, Split, make_split
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, how much is done and how much there is to do."""
@@ -52,31 +52,25 @@ class Prepared:
     notes: tuple[str, ...] = ()
 
 
-def prepare(
+def split_cells(
     data: str | Path | Dataset,
     recipe: Recipe,
     *,
-    split: str | None = None,
+    split: Kind | None = None,
     split_file: str | Path | None = None,
     val: float = 0.2,
     test: float = 0.0,
-    mpp: float | None = None,
-    cache: Path | None = None,
     report: Report | None = None,
-) -> Prepared:
-    """Read, check, split and cut the cells.
+) -> Split:
+    """Read, check and split the cells that a recipe uses.
 
     Parameters
     ----------
     data : path or Dataset
         `napari_wbc.dataset.read_dataset`.
     recipe : Recipe
-        What is trained.
+        Its classes, share, copies and seed.
     split, split_file, val, test : see `napari_wbc.split.make_split`
-    mpp : float, optional
-        Micrometres per pixel of the pictures.
-    cache : pathlib.Path, optional
-        Folder to keep the crops in.
     report : callable, optional
         Told how far it is.
 
@@ -88,37 +82,73 @@ def prepare(
     dataset = data if isinstance(data, Dataset) else read_dataset(data)
     if recipe.classes:
         dataset = dataset.mapped(recipe.classes)
-    if recipe.scale < 1:
+    if recipe.scale < 1 or recipe.per_class:
         dataset = _share_of(dataset, recipe)
+    found = check(dataset, (lambda k, n: report("checking pictures", k, n)) if report else None)
+    return make_split(
+        found, kind=split, val=val, test=test, seed=recipe.seed, file=split_file, copies=recipe.scaled_copies
+    )
+
+
+def prepare(
+    split: Split,
+    recipe: Recipe,
+    *,
+    mpp: float | None = None,
+    cache: Path | None = None,
+    report: Report | None = None,
+) -> Prepared:
+    """Cut the cells.
+
+    Parameters
+    ----------
+    split : Split
+        From `split_cells`.
+    recipe : Recipe
+        What is trained.
+    mpp : float, optional
+        Micrometres per pixel of the pictures.
+    cache : pathlib.Path, optional
+        Folder to keep the crops in.
+    report : callable, optional
+        Told how far it is.
+    """
     said: Callable[[str], Callable[[int, int], None] | None] = lambda what: (  # noqa: E731
         (lambda done, total: report(what, done, total)) if report else None
     )
-    found = check(dataset, said("checking pictures"))
-    parts = make_split(found, kind=split, val=val, test=test, seed=recipe.seed, file=split_file)  # type: ignore[arg-type]
-    size, stored = recipe.size, _stored(recipe)
+    dataset, size, stored = split.dataset, recipe.size, _stored(recipe)
+    # Runs that share a cache may see the cells differently.
+    name = f"crops_{stored.pixels}_{stored.side_um:g}_{stored.cells:g}.npy"
     crops = cut_cells(
-        found.dataset, size, cache / "crops.npy" if cache else None, stored=stored, mpp=mpp,
-        progress=said("cutting cells"),
-    )  # fmt: skip
-    classes = tuple(recipe.prior) if recipe.prior and set(recipe.prior) >= set(found.dataset.classes) else ()
-    classes = classes or found.dataset.classes
+        dataset, size, cache / name if cache else None, stored=stored, mpp=mpp, progress=said("cutting cells")
+    )
+    classes = tuple(recipe.prior) if recipe.prior and set(recipe.prior) >= set(dataset.classes) else ()
+    classes = classes or dataset.classes
     number = {name: k for k, name in enumerate(classes)}
-    y = np.asarray(found.dataset.table["class"].map(number), np.int64)
-    notes = list(parts.notes)
-    if found.dataset.problems:
-        notes.append(f"{len(found.dataset.problems)} pictures are left out; see problems.csv")
-    extra, extra_y, weight, told = _further(recipe, data, number, size, stored, cache, said)
-    return Prepared(parts, crops, stored, y, classes, extra, extra_y, weight, (*notes, *told))
+    y = np.asarray(dataset.table["class"].map(number), np.int64)
+    notes = list(split.notes)
+    if dataset.problems:
+        notes.append(f"{len(dataset.problems)} pictures are left out; see problems.csv")
+    extra, extra_y, weight, told = _further(recipe, dataset, number, size, stored, cache, said)
+    return Prepared(split, crops, stored, y, classes, extra, extra_y, weight, (*notes, *told))
 
 
 def _share_of(dataset: Dataset, recipe: Recipe) -> Dataset:
-    """A share of the cells of each class, eight a class at least."""
+    """Of each class no more than the recipe takes, and the share of them that is run: eight a class at least."""
     rng = np.random.default_rng(recipe.seed)
-    rows: list[int] = []
-    for index in dataset.table.groupby(["class", "split"]).groups.values():
-        n = min(len(index), max(8, math.ceil(len(index) * recipe.scale)))
-        rows += sorted(rng.choice(np.asarray(index), n, replace=False).tolist())
-    return Dataset(dataset.name, dataset.table.loc[sorted(rows)].reset_index(drop=True), dataset.problems)
+    rows = np.arange(len(dataset))
+
+    def some(keys: list[str], wanted: Callable[[int], int]) -> None:
+        nonlocal rows
+        groups = dataset.table.iloc[rows].groupby(keys).indices.values()
+        chosen = [rng.choice(index, min(len(index), wanted(len(index))), replace=False) for index in groups]
+        rows = rows[np.sort(np.concatenate(chosen))]
+
+    if recipe.per_class:
+        some(["class"], lambda _: recipe.per_class)
+    if recipe.scale < 1 and not recipe.copies:
+        some(["class", "split"], lambda n: max(8, math.ceil(n * recipe.scale)))
+    return dataset.rows(rows)
 
 
 def _stored(recipe: Recipe) -> CropSize:
@@ -130,7 +160,7 @@ def _stored(recipe: Recipe) -> CropSize:
 
 def _further(
     recipe: Recipe,
-    data: str | Path | Dataset,
+    dataset: Dataset,
     number: Mapping[str, int],
     size: CropSize,
     stored: CropSize,
@@ -144,7 +174,7 @@ def _further(
     crops = [np.empty((0, stored.pixels, stored.pixels, 3), np.uint8)]
     y, weights, notes = [np.empty(0, np.int64)], [np.empty(0)], []
     for entry in recipe.also:
-        root = None if isinstance(data, Dataset) else Path(data).resolve().parent / str(entry["name"])
+        root = dataset.root and dataset.root.resolve().parent / str(entry["name"])
         if root is None or not root.is_dir():
             notes.append(f"{entry['name']} is not beside the data: trained without it")
             continue

@@ -9,31 +9,44 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from .atomic import DEBRIS, new_file
 from .classifier import Classifier, ModelCard, save_model
-from .dataset import Dataset, cut_cells
+from .dataset import cut_cells
 from .engine import TrainingError
 from .prepare import Prepared
 from .recipe import Recipe
 
 
-def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
-    """A folder may be new, empty, or hold a run of these settings."""
+def check_settings(folder: Path, settings: Mapping[str, Any], file: str) -> bool:
+    """A folder may be new, empty, or hold a run of these settings, which `file` keeps; returns whether it does.
+
+    Raises
+    ------
+    TrainingError
+        If it holds anything else.
+    """
     if folder.exists() and not folder.is_dir():
         raise TrainingError(f"{folder}: a file stands where the folder of the run is needed; choose another")
     if not folder.exists() or not any(p.name not in DEBRIS for p in folder.iterdir()):
-        return
-    kept = folder / "settings.json"
+        return False
+    kept = folder / file
     if not kept.is_file():
         raise TrainingError(f"{folder}: holds other files; choose a new folder for the run")
-    if json.loads(kept.read_text(encoding="utf-8")) != settings:
+    if json.loads(kept.read_text(encoding="utf-8")) != json.loads(json.dumps(settings, default=list)):
         raise TrainingError(f"{folder}: holds a run with other settings; choose a new folder, or delete it")
+    return True
+
+
+def check_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """A folder may be new, empty, or hold an unfinished run of these settings; else TrainingError."""
     if (
-        not (folder / "last.ckpt").is_file()
+        check_settings(folder, settings, "settings.json")
+        and not (folder / "last.ckpt").is_file()
         and (folder / "history.csv").is_file()
         and list(folder.glob("*.safetensors"))
     ):
@@ -46,7 +59,7 @@ def model_name(name: str | None, folder: Path, *, install: bool) -> str:
     from .models import available_models, user_models
 
     wanted = name or folder.resolve().name
-    if safe_name(wanted) != wanted or wanted in ("settings", "environment"):  # files of the run
+    if safe_name(wanted) != wanted or wanted in ("settings", "environment", "search"):  # files of the run
         raise ValueError(f"{wanted!r} is no name for a model; give another with --name")
     there = available_models().get(wanted) if install else None
     if there is not None and there.parent != user_models():
@@ -93,8 +106,8 @@ def card_of(name: str, recipe: Recipe, ready: Prepared, history: pd.DataFrame) -
         "epochs": len(history),
         "recipe": {key: value for key, value in recipe.to_dict().items() if value not in ((), {}, "")},
     }
-    if recipe.scale < 1:
-        training["scaled"] = f"only {recipe.scale:g} of the data and epochs were run"
+    if recipe.scaled:
+        training["scaled"] = recipe.scaled
     return ModelCard(
         name, recipe.network, ready.classes, recipe.size, recipe.preprocessing, views=recipe.views, head=head,
         threshold=recipe.threshold,
@@ -111,12 +124,13 @@ def write_model(
     device: str | None,
     mpp: float | None,
 ) -> ModelCard:
-    """Add the prior, measure on val and test as prediction cuts and sees them, and write card and weights."""
+    """Add the prior, measure on val and test as prediction cuts and sees them, and write card, weights and
+    ``predictions.csv``.
+    """
     from dataclasses import replace
 
-    from sklearn.metrics import accuracy_score, f1_score
-
     from .count import clopper_pearson
+    from .evaluate import predictions, read_predictions
 
     state = {name: value.cpu() for name, value in state.items()}
     bias = [name for name in state if name.startswith("classifier.") and name.endswith(".bias")][-1]
@@ -126,23 +140,27 @@ def write_model(
     path = folder / f"{card.name}.json"
     save_model(path, card, state)
     classifier = Classifier.load(path, device=device)
+    dataset, held = ready.split.dataset, np.flatnonzero(np.isin(ready.split.part, ["val", "test"]))
+    crops = ready.crops[held] if ready.stored == card.crop else cut_cells(dataset.rows(held), card.crop, mpp=mpp)
+    cells = ready.split.table().iloc[held].reset_index(drop=True)
+    with new_file(folder / "predictions.csv") as fresh:
+        predictions(cells, classifier.predict(crops).astype(float), card.classes).to_csv(fresh, index=False)
     results: list[dict[str, Any]] = []
     for part in ("val", "test"):
-        rows = ready.split.rows(part)
-        if not len(rows):
+        if not len(ready.split.rows(part)):
             continue
-        held = Dataset(ready.split.dataset.name, ready.split.dataset.table.iloc[rows].reset_index(drop=True))
-        guess, y = classifier.predict(cut_cells(held, card.crop, mpp=mpp)).argmax(1), ready.y[rows]
-        low, high = clopper_pearson(int((guess == y).sum()), len(y))
-        name = f"{ready.split.dataset.name}/{part}"
-        scaled = {"scaled": recipe.scale} if recipe.scale < 1 else {}
-        for what, value, limits in (
-            ("accuracy", accuracy_score(y, guess), {"low": round(100 * low, 2), "high": round(100 * high, 2)}),
-            ("macro-F1", f1_score(y, guess, average="macro", zero_division=0), {}),
+        told = read_predictions(folder, part)
+        right, n, values = int(told.table["right"].sum()), len(told.table), told.values()
+        low, high = clopper_pearson(right, n)
+        scaled = {"scaled": recipe.scaled} if recipe.scaled else {}
+        for what, limits in (
+            ("accuracy", {"low": round(100 * low, 2), "high": round(100 * high, 2)}),
+            ("macro-F1", {}),
         ):
             results.append(
-                {"what": what, "data": name, "n": len(y), "value": round(100 * float(value), 2)} | limits | scaled
-            )
+                {"what": what, "data": f"{dataset.name}/{part}", "n": n, "value": round(100 * values[what], 2)}
+                | limits | scaled
+            )  # fmt: skip
     return save_model(path, replace(card, results=tuple(results)), state)
 
 

@@ -15,12 +15,24 @@ import torch
 from .atomic import new_file
 from .classifier import ModelCard
 from .dataset import Dataset, DatasetError, read_dataset
-from .engine import HISTORY, TrainingError, fit, lightning_module, start_network, trainer_precision
-from .prepare import Prepared, Report, prepare
+from .engine import HISTORY, NothingLearntError, TrainingError, fit, lightning_module, start_network, trainer_precision
+from .prepare import Prepared, Report, prepare, split_cells
 from .recipe import Recipe
 from .run_folder import card_of, check_folder, draw_curves, install_model, keep_start, model_name, write_model
+from .split import Kind, Split
 
-__all__ = ["HISTORY", "Prepared", "Trained", "TrainingError", "prepare", "train"]
+__all__ = [
+    "HISTORY",
+    "NothingLearntError",
+    "Prepared",
+    "Report",
+    "Trained",
+    "TrainingError",
+    "check_start",
+    "prepare",
+    "split_cells",
+    "train",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,12 +58,12 @@ class Trained:
 
 
 def train(
-    data: str | Path | Dataset,
+    data: str | Path | Dataset | Split,
     recipe: Recipe,
     folder: str | Path,
     *,
     name: str | None = None,
-    split: str | None = None,
+    split: Kind | None = None,
     split_file: str | Path | None = None,
     val: float = 0.2,
     test: float = 0.0,
@@ -62,19 +74,21 @@ def train(
     precision: str = "auto",
     report: Report | None = None,
     install: bool = True,
+    cache: Path | None = None,
 ) -> Trained:
     """Train a network, or go on with a run that was interrupted.
 
     Parameters
     ----------
-    data : path or Dataset
-        Labelled cells (`napari_wbc.dataset.read_dataset`).
+    data : path, Dataset or Split
+        Labelled cells (`napari_wbc.dataset.read_dataset`), or cells that were split already.
     recipe : Recipe
         What to do.
     folder : path
         Of the run. It gets ``settings.json`` (every setting), ``split.csv``, ``problems.csv``, ``history.csv``,
-        ``curves.png``, ``environment.json`` and the model: card and weights. If it holds a run of the same settings
-        that was interrupted, that run goes on and gives the same history as if it had not been.
+        ``curves.png``, ``environment.json``, ``predictions.csv`` (of val and test) and the model: card and weights. If
+        it holds a run of the same settings that was interrupted, that run goes on and gives the same history as if it
+        had not been.
     name : str, optional
         Of the model; the folder's if not given.
     split, split_file, val, test : see `napari_wbc.split.make_split`
@@ -90,6 +104,8 @@ def train(
         Told how far it is.
     install : bool
         Whether the model joins the list of models (`napari_wbc.models.available_models`).
+    cache : pathlib.Path, optional
+        Folder that keeps the crops for further runs on the same cells; without it they are removed at the end.
 
     Returns
     -------
@@ -100,27 +116,27 @@ def train(
     DatasetError, TrainingError, ValueError
         If there is nothing to learn from, training went wrong, or the recipe is not possible.
     """
-    folder = Path(folder)
-    if not isinstance(data, Dataset):
-        read_dataset(data)  # what is wrong with the data is said before anything else
+    folder, recipe = Path(folder), recipe.normalised()
+    where = data.dataset.name if isinstance(data, Split) else data.name if isinstance(data, Dataset) else str(data)
+    if isinstance(data, str | Path):
+        data = read_dataset(data)  # what is wrong with the data is said before anything else
     settings = json.loads(
         json.dumps(
             {
-                "recipe": recipe.to_dict(), "data": data.name if isinstance(data, Dataset) else str(data),
+                "recipe": recipe.to_dict(), "data": where,
                 "split": split, "split_file": split_file and str(split_file), "val": val, "test": test, "mpp": mpp,
             }
         )
     )  # fmt: skip
     check_folder(folder, settings)
     name = model_name(name, folder, install=install)
-    _check_start(recipe, device, precision)
+    check_start(recipe, device, precision)
     folder.mkdir(parents=True, exist_ok=True)
     with new_file(folder / "settings.json") as fresh:
         fresh.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    ready = prepare(
-        data, recipe, split=split, split_file=split_file, val=val, test=test, mpp=mpp, cache=folder / "cache",
-        report=report,
-    )  # fmt: skip
+    if not isinstance(data, Split):
+        data = split_cells(data, recipe, split=split, split_file=split_file, val=val, test=test, report=report)
+    ready = prepare(data, recipe, mpp=mpp, cache=cache or folder / "cache", report=report)
     if recipe.prior_strength and (unknown := set(ready.classes) - set(recipe.prior)):
         raise DatasetError(f"the recipe's prior has no share for {', '.join(sorted(unknown))}")
     keep_start(folder, ready)
@@ -136,7 +152,7 @@ def train(
         raise SystemExit(0)  # of a distributed run, the first process finishes
     history = pd.DataFrame(follower.rows, columns=HISTORY)
     if "best" not in follower.states:
-        raise TrainingError(
+        raise NothingLearntError(
             f"the loss was no number in the first epoch: nothing was learnt and nothing is kept. The learning rate "
             f"{recipe.lr:g} may be too high"
         )
@@ -155,7 +171,7 @@ def train(
     return Trained(folder, card, history, follower.stopped)
 
 
-def _check_start(recipe: Recipe, device: str | None, precision: str) -> None:
+def check_start(recipe: Recipe, device: str | None, precision: str) -> None:
     """What would fail after minutes of preparing fails now."""
     import lightning  # noqa: F401 - missing without the extra
 

@@ -16,6 +16,7 @@ from .atomic import new_file
 from .classifier import ModelCard
 from .dataset import Dataset, DatasetError, read_dataset
 from .engine import HISTORY, NothingLearntError, TrainingError, fit, lightning_module, start_network, trainer_precision
+from .models import NETWORKS
 from .prepare import Prepared, Report, prepare, split_cells
 from .recipe import Recipe
 from .run_folder import card_of, check_folder, draw_curves, install_model, keep_start, model_name, write_model
@@ -180,4 +181,5 @@ def check_start(recipe: Recipe, device: str | None, precision: str) -> None:
         device == "mps" and not torch.backends.mps.is_available()
     ):
         raise ValueError(f"device {device}: cannot be used here; leave --device out")
-    start_network(recipe, 2)
+    if recipe.start != "random" or recipe.network not in NETWORKS:
+        start_network(recipe, 2)

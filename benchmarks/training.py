@@ -21,23 +21,24 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from napari_wbc.dataset import Dataset
+from napari_wbc.engine import optimiser_of, start_network
 from napari_wbc.models import build
 from napari_wbc.recipe import Recipe, load_recipe
-from napari_wbc.train import _network, _optimiser, train
+from napari_wbc.train import train
 
 CROPS = Path(__file__).parents[1] / "tests/data/crops"
 
 
 def bare(recipe: Recipe, n: int) -> float:
     """Crops per second of the network alone."""
-    network = _network(recipe, 8).to(memory_format=torch.channels_last).train()
+    network = start_network(recipe, 8).to(memory_format=torch.channels_last).train()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d) and recipe.batch_norm != "train":
             module.eval()
     blocks = list(network.features)
     for block in blocks[: len(blocks) - recipe.free] if recipe.free >= 0 else []:
         block.requires_grad_(False)
-    optimiser = _optimiser(recipe, network, 100)["optimizer"]
+    optimiser = optimiser_of(recipe, network, 100)["optimizer"]
     size = recipe.batch_size
     x = torch.rand(size, 3, recipe.pixels, recipe.pixels).to(memory_format=torch.channels_last)
     y = torch.randint(8, (size,))

@@ -37,8 +37,8 @@ def test_a_run_leaves_a_model_that_predicts(tree: Path, tmp_path: Path) -> None:
     assert list(done.history.columns) == HISTORY
     assert len(done.history) == 3
     assert {p.name for p in done.folder.iterdir()} == {
-        "settings.json", "split.csv", "problems.csv", "history.csv", "curves.png", "environment.json", "mine.v1.json",
-        "mine.v1.safetensors",
+        "settings.json", "split.csv", "problems.csv", "history.csv", "curves.png", "environment.json",
+        "predictions.csv", "mine.v1.json", "mine.v1.safetensors",
     }  # fmt: skip
     assert "mine.v1" in available_models()
     model = Classifier.load("mine.v1", device="cpu")
@@ -85,7 +85,7 @@ def test_killed_and_resumed_it_has_the_same_history(tree: Path, tmp_path: Path) 
 
 
 def test_a_loss_that_is_no_number_keeps_the_last_good_weights(tree: Path, tmp_path: Path, monkeypatch) -> None:
-    from napari_wbc import train as module
+    from napari_wbc import engine as module
 
     real = module.functional.cross_entropy
     calls = iter(range(10_000))
@@ -237,15 +237,15 @@ def test_unknown_networks_and_cards_from_elsewhere(tmp_path: Path) -> None:
 
 
 def test_freezing() -> None:
+    from napari_wbc.engine import freeze
     from napari_wbc.models._networks import blocks
-    from napari_wbc.train import _freeze
 
     network = build("mobilenet_v2", 3)
     assert len(blocks(network.features)) == 19
-    _freeze(network, TINY.but(network="mobilenet_v2", free=2))
+    freeze(network, TINY.but(network="mobilenet_v2", free=2))
     learning = [k for k, part in enumerate(blocks(network.features)) if any(p.requires_grad for p in part.parameters())]
     assert learning == [17, 18]
     network = build("densenet201", 3)
-    _freeze(network, TINY.but(network="densenet201", free=0))
+    freeze(network, TINY.but(network="densenet201", free=0))
     assert not any(p.requires_grad for p in network.features.parameters())
     assert all(p.requires_grad for p in network.classifier.parameters())

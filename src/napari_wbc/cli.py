@@ -10,8 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from . import cli_train
-from .console import USAGE, Run, bar, load_classifier, print_differential, print_table, say, stop, told
+from . import cli_search, cli_train
+from .console import USAGE, Mpp, Run, bar, load_classifier, print_differential, print_table, say, stop, told
 from .inputs import printable
 
 _CODES = (
@@ -30,15 +30,6 @@ app = typer.Typer(
 )
 
 
-def _scale(value: float | None) -> float | None:
-    from .single import PLAUSIBLE_MPP
-
-    low, high = PLAUSIBLE_MPP
-    if value is not None and not low <= value <= high:
-        raise typer.BadParameter(f"{value:g} is not between {low:g} and {high:g} µm per pixel")
-    return value
-
-
 def _share(value: float | None) -> float | None:
     if value is not None and not 0 <= value <= 1:
         raise typer.BadParameter(f"{value:g} is not between 0 and 1")
@@ -48,10 +39,6 @@ def _share(value: float | None) -> float | None:
 Images = Annotated[list[str], typer.Argument(help="Files, folders (with all in them) and patterns such as '*.png'.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.", show_default=False)]
 Model = Annotated[str | None, typer.Option(help="Name, card or folder of a model; the default model if not given.")]
-Mpp = Annotated[
-    float | None,
-    typer.Option(callback=_scale, help="Micrometres per pixel; measured from the red cells if not given."),
-]
 Threshold = Annotated[
     float | None,
     typer.Option(callback=_share, help="Cells less probable are unidentified; the model's own if not given."),
@@ -213,6 +200,7 @@ def classify(
 
 app.command(epilog="Research use only.")(cli_train.dataset)
 app.command(epilog="Research use only.")(cli_train.train)
+app.command(epilog="Research use only.")(cli_search.search)
 app.command(epilog="Research use only.")(cli_train.evaluate)
 
 

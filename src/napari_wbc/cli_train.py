@@ -2,72 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .console import ALL_FAILED, STOPPED, USAGE, load_classifier, print_table, say, stop, told
+from .cli_search import adapted, refuse_swept, run_protocol
+from .cli_shared import SplitKind, Starts, bar_of, errors, read_data
+from .console import STOPPED, USAGE, Mpp, load_classifier, print_table, say, stop
 
 if TYPE_CHECKING:
     from .recipe import Recipe
 
 Data = Annotated[str, typer.Argument(help="Folder with a folder a class, CSV with file and class, boxes, or masks.")]
-Scale = Annotated[float | None, typer.Option(min=0.001, max=5.0, help="Micrometres per pixel of the pictures.")]
-SplitKind = Annotated[
-    Literal["grouped", "given", "random"] | None,
-    typer.Option(
-        "--split",
-        help="grouped keeps patients, slides and copies together; random leaks. Default: the data's own, else grouped.",
-    ),
-]
-NEEDS = "pip install 'napari-wbc[train]' installs what training and evaluation need"
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        tasks: dict[str, Any] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            kind = "training" if what.startswith("epoch") else what
-            if kind not in tasks:
-                tasks[kind] = progress.add_task(what, total=total)
-            progress.update(tasks[kind], completed=done, total=total, description=what)
-
-        yield report
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """Turn what can go wrong into a message and an exit code."""
-    from .dataset import DatasetError
-    from .slide import ImageError
-
-    try:
-        from .train import TrainingError
-    except ImportError as error:
-        stop(f"{error}; {NEEDS}", USAGE)
-    try:
-        with told():
-            yield
-    except KeyboardInterrupt:
-        stop("Stopped.", STOPPED)
-    except ImportError as error:
-        stop(f"{error}; {NEEDS}", USAGE)
-    except (DatasetError, ImageError, TrainingError) as error:
-        stop(str(error), ALL_FAILED)
-    except ValueError as error:
-        stop(str(error), USAGE)
-    except OSError as error:
-        stop(f"{error.filename or ''}: {error.strerror or error}; choose another place or free some space", ALL_FAILED)
 
 
 def dataset(
@@ -83,11 +30,11 @@ def dataset(
     """Report what labelled cells there are, what is wrong with them, and split them so that nothing leaks."""
     from .atomic import new_file
 
-    with _errors():
+    with errors():
         from .dataset import check, read_dataset
         from .split import make_split
 
-        with _bar() as report:
+        with bar_of() as report:
             found = check(read_dataset(data), lambda k, n: report("checking pictures", k, n))
         counts = found.dataset.summary()
         print_table(["class", *counts.columns], [[str(name), *row] for name, *row in counts.itertuples()])
@@ -119,62 +66,84 @@ def _say_problems(problems: tuple[tuple[str, str], ...]) -> None:
 
 
 def train(
-    data: Data,
+    data: Annotated[list[str], typer.Argument(help="As for dataset; several sets are taken together.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the run; the same again goes on with it.")],
     recipe: Annotated[str, typer.Option(help="Name of a recipe, or a TOML file.")] = "wbc",
     network: Annotated[str | None, typer.Option(help="Network, in place of the recipe's.")] = None,
-    start: Annotated[str | None, typer.Option(help="imagenet, random, or a safetensors file.")] = None,
+    start: Starts = None,
     epochs: Annotated[int | None, typer.Option(min=1)] = None,
     batch_size: Annotated[int | None, typer.Option(min=1)] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate.")] = None,
     free: Annotated[
         int | None, typer.Option(help="Blocks that learn, from the head; -1 all, 0 the head alone.")
     ] = None,
+    pixels: Annotated[int | None, typer.Option(help="Side of the network's input.")] = None,
     scale: Annotated[float | None, typer.Option(help="Share of the data and epochs to run, for a trial.")] = None,
     seed: Annotated[int | None, typer.Option()] = None,
+    folds: Annotated[int | None, typer.Option(help="Folds, in a recipe of several runs.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the model; the folder's if not given.")] = None,
     split: SplitKind = None,
     split_file: Annotated[Path | None, typer.Option(help="A split that was saved.")] = None,
-    val: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share for validation.")] = 0.2,
-    test: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share for the result.")] = 0.0,
-    mpp: Scale = None,
+    val: Annotated[float | None, typer.Option(min=0.01, max=0.9, help="Share for validation; else 0.2.")] = None,
+    test: Annotated[float | None, typer.Option(min=0.0, max=0.9, help="Share for the result; else 0.")] = None,
+    mpp: Mpp = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest if not given.")] = None,
     devices: Annotated[int, typer.Option(min=1, help="GPUs on each machine.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     precision: Annotated[str, typer.Option(help="auto, 32, bf16 or 16.")] = "auto",
 ) -> None:
-    """Train a network on labelled cells; the model then appears in the list of models."""
-    changes = {
-        "network": network, "start": start, "epochs": epochs, "batch_size": batch_size, "lr": lr, "free": free,
+    """Train a network on labelled cells; the model then appears in the list of models.
+
+    A recipe of several runs (a published protocol) runs them all and writes their tables and figures.
+    """
+    values = {
+        "network": network, "epochs": epochs, "batch_size": batch_size, "lr": lr, "free": free, "pixels": pixels,
         "scale": scale, "seed": seed,
     }  # fmt: skip
-    with _errors():
-        from .recipe import load_recipe
-        from .train import train as run
+    changes = {key: value for key, value in values.items() if value is not None}
+    with errors():
+        from .protocol import load_protocol
 
-        if start == "random":  # such a network has to learn everything
-            changes |= {"batch_norm": "train", "free": -1 if free is None else free}
-        chosen: Recipe = load_recipe(recipe).but(**{key: value for key, value in changes.items() if value is not None})
-        try:
-            with _bar() as report:
-                done = run(
-                    data, chosen, output, name=name, split=split, split_file=split_file, val=val, test=test, mpp=mpp,
-                    device=device, devices=devices, nodes=nodes, precision=precision, report=report,
-                )  # fmt: skip
-        except KeyboardInterrupt:
-            stop(f"Stopped. The same command goes on after the last finished epoch; {output} keeps it.", STOPPED)
-        for note in done.card.training.get("notes", []):
-            say(f"Note: {note}")
-        if done.stopped:
-            say(f"Stopped early: {done.stopped}")
-        if chosen.scale < 1:
-            say(f"Scaled: only {chosen.scale:g} of the data and epochs were run")
-        last = done.history.iloc[-1]
-        say(f"{len(done.history)} epochs; validation accuracy {100 * last.val_accuracy:.1f} % in the last")
-        for result in done.card.results:
-            limits = f" (95 % limits {result['low']:.1f}–{result['high']:.1f})" if "low" in result else ""
-            say(f"{result['what']} on {result['data']}: {result['value']:.1f}{limits}, {result['n']} cells")
-        say(f"Model {done.card.name} in {done.folder}; use it with --model {done.card.name}")
+        protocol = load_protocol(recipe)
+        refuse_swept(protocol, changes)
+        cells = read_data(data)
+        options = {
+            "split": split or protocol.split, "split_file": split_file, "mpp": mpp, "device": device,
+            "val": protocol.val if val is None else val, "test": protocol.test if test is None else test,
+            "precision": precision,
+        }  # fmt: skip
+        adapt = adapted(changes, start or [])
+        if not protocol.stages:
+            if folds:
+                stop("--folds is for recipes of several runs; napari-wbc search tries one recipe on folds", USAGE)
+            _train_one(cells, adapt(protocol.recipe), output, {**options, "devices": devices, "nodes": nodes}, name)
+        elif name or devices > 1 or nodes > 1:
+            stop(f"recipe {recipe!r} is of several runs: it takes no --name, --devices or --nodes", USAGE)
+        else:
+            run_protocol(protocol, cells, output, adapt=adapt, fold_count=folds, **options)
+
+
+def _train_one(cells: Any, recipe: Recipe, output: Path, options: dict[str, Any], name: str | None) -> None:
+    """One run, and what to say of it."""
+    from .train import train as run
+
+    try:
+        with bar_of() as report:
+            done = run(cells, recipe, output, name=name, report=report, **options)
+    except KeyboardInterrupt:
+        stop(f"Stopped. The same command goes on after the last finished epoch; {output} keeps it.", STOPPED)
+    for note in done.card.training.get("notes", []):
+        say(f"Note: {note}")
+    if done.stopped:
+        say(f"Stopped early: {done.stopped}")
+    if recipe.scaled:
+        say(f"Scaled: {recipe.scaled}")
+    last = done.history.iloc[-1]
+    say(f"{len(done.history)} epochs; validation accuracy {100 * last.val_accuracy:.1f} % in the last")
+    for result in done.card.results:
+        limits = f" (95 % limits {result['low']:.1f}–{result['high']:.1f})" if "low" in result else ""
+        say(f"{result['what']} on {result['data']}: {result['value']:.1f}{limits}, {result['n']} cells")
+    say(f"Model {done.card.name} in {done.folder}; use it with --model {done.card.name}")
 
 
 def evaluate(
@@ -187,7 +156,7 @@ def evaluate(
     classes: Annotated[
         list[str] | None, typer.Option("--class", help="FROM=TO: a class of the data is one of the model.")
     ] = None,
-    mpp: Scale = None,
+    mpp: Mpp = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest if not given.")] = None,
 ) -> None:
     """Judge models on labelled cells: a page to read, tables, and pictures of the worst mistakes."""
@@ -198,14 +167,14 @@ def evaluate(
     if len(pairs) != len(classes or []):
         stop("--class takes FROM=TO, as in --class ig='immature granulocyte'", USAGE)
     allowed = among if among in ("model", "data") else [name.strip() for name in among.split(",")]
-    with _errors():
+    with errors():
         from .evaluate import evaluate as judge
         from .evaluate import write_report
 
         results = []
         for name in models:
             classifier = load_classifier(name, device)
-            with _bar() as report:
+            with bar_of() as report:
                 results.append(judge(classifier, data, part=part, mpp=mpp, among=allowed, classes=pairs, report=report))
         page = write_report(results, output)
         for result in results:

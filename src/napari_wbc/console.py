@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
@@ -26,6 +26,21 @@ if TYPE_CHECKING:
 
 ALL_FAILED, USAGE, SOME_FAILED, STOPPED = 1, 2, 3, 130
 T = TypeVar("T")
+
+
+def _scale(value: float | None) -> float | None:
+    from .single import PLAUSIBLE_MPP
+
+    low, high = PLAUSIBLE_MPP
+    if value is not None and not low <= value <= high:
+        raise typer.BadParameter(f"{value:g} is not between {low:g} and {high:g} µm per pixel")
+    return value
+
+
+Mpp = Annotated[
+    float | None,
+    typer.Option(callback=_scale, help="Micrometres per pixel; measured from the red cells if not given."),
+]
 
 
 class Run:

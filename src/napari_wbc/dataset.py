@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import pandas as pd
 from .cells import UNIDENTIFIED
 from .crop import CropSize, crop_cells
 
-__all__ = ["Check", "Dataset", "DatasetError", "check", "cut_cells", "read_dataset", "read_table"]
+__all__ = ["Check", "Dataset", "DatasetError", "check", "cut_cells", "join", "read_dataset", "read_table"]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"}
 COLUMNS = ("file", "class", "group", "split", "y0", "x0", "y1", "x1", "mask", "mpp")
@@ -42,11 +42,14 @@ class Dataset:
         A row a cell; columns `COLUMNS`.
     problems : tuple of (str, str)
         File and what is wrong with it; such files are left out.
+    root : pathlib.Path or None
+        Folder or table that they were read from.
     """
 
     name: str
     table: pd.DataFrame = field(repr=False)
     problems: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    root: Path | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         for column in COLUMNS:
@@ -99,6 +102,10 @@ class Dataset:
         """The cells of one given split."""
         return replace(self, table=self.table[self.table["split"] == split].reset_index(drop=True))
 
+    def rows(self, rows: npt.NDArray[np.int64]) -> Dataset:
+        """The cells of these numbers, in this order."""
+        return replace(self, table=self.table.iloc[rows].reset_index(drop=True))
+
 
 def read_dataset(path: str | Path) -> Dataset:
     """Read labelled cells, whatever form they come in.
@@ -130,14 +137,26 @@ def read_dataset(path: str | Path) -> Dataset:
     if not path.exists():
         raise DatasetError(f"{path}: no such file or folder")
     if path.is_file():
-        return read_table(path, path.parent)
-    if (path / "annotations").is_dir() and (path / "images").is_dir():
-        return _from_boxes(path)
-    if (path / "masks").is_dir() and (path / "images").is_dir():
-        return _from_masks(path)
-    if (path / "labels.csv").is_file():
-        return read_table(path / "labels.csv", path)
-    return _from_folders(path)
+        found = read_table(path, path.parent)
+    elif (path / "annotations").is_dir() and (path / "images").is_dir():
+        found = _from_boxes(path)
+    elif (path / "masks").is_dir() and (path / "images").is_dir():
+        found = _from_masks(path)
+    elif (path / "labels.csv").is_file():
+        found = read_table(path / "labels.csv", path)
+    else:
+        found = _from_folders(path)
+    return replace(found, root=path)
+
+
+def join(datasets: Sequence[Dataset]) -> Dataset:
+    """The cells of several sets in one; their groups stay apart, and their own splits are kept."""
+    tables = [
+        d.table.assign(group=d.table["group"].where(d.table["group"] == "", d.name + "/" + d.table["group"]))
+        for d in datasets
+    ]
+    problems = tuple(problem for d in datasets for problem in d.problems)
+    return Dataset("+".join(d.name for d in datasets), pd.concat(tables, ignore_index=True), problems)
 
 
 def _read_csv(path: Path, needed: tuple[str, ...]) -> pd.DataFrame:
@@ -421,7 +440,7 @@ def check(dataset: Dataset, progress: Callable[[int, int], None] | None = None) 
     result = pd.DataFrame(rows, columns=[*COLUMNS, "digest"])[keep].drop(columns="digest").reset_index(drop=True)
     size_table = pd.DataFrame(sizes, columns=["width", "height"])[keep].value_counts().rename("pictures").reset_index()
     return Check(
-        Dataset(dataset.name, result, tuple(problems)),
+        replace(dataset, table=result, problems=tuple(problems)),
         size_table,
         np.array(hashes, np.uint64).reshape(-1, 8)[keep],
         np.array(thumbnails, np.float32).reshape(-1, 32, 32)[keep],

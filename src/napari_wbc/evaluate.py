@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from .classifier import Classifier
 
-__all__ = ["Evaluation", "compare", "evaluate", "write_report"]
+__all__ = ["Evaluation", "compare", "evaluate", "read_predictions", "write_report"]
 
 SYNONYMS = {
     "ig": "immature granulocyte", "immature granulocytes": "immature granulocyte", "nrbc": "erythroblast",
@@ -74,19 +74,24 @@ class Evaluation:
         """(n, k), rows sum to 1."""
         return self.table[[f"p_{name}" for name in self.classes]].to_numpy(np.float64)
 
-    @cached_property
-    def summary(self) -> pd.DataFrame:
-        """Metrics of all cells: value and 95 % limits by bootstrap over units."""
+    def values(self) -> dict[str, float]:
+        """Metrics of all cells, without limits."""
+        import warnings
+
+        with warnings.catch_warnings():  # cells of one class alone have no AUC
+            warnings.simplefilter("ignore")
+            return {name: float(metric(self.y, self.probabilities)) for name, metric in self._metrics().items()}
+
+    def _metrics(self) -> dict[str, Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64]], float]]:
         from sklearn import metrics
 
-        y, p = self.y, self.probabilities
-        present = np.unique(y)
+        present = np.unique(self.y)
 
         def auc(y: npt.NDArray[np.int64], p: npt.NDArray[np.float64]) -> float:
             values = [metrics.roc_auc_score(y == k, p[:, k]) for k in present if 0 < (y == k).sum() < len(y)]
             return float(np.mean(values)) if values else float("nan")
 
-        kinds: dict[str, Callable[[npt.NDArray[np.int64], npt.NDArray[np.float64]], float]] = {
+        return {
             "accuracy": lambda y, p: metrics.accuracy_score(y, p.argmax(1)),
             "balanced accuracy": lambda y, p: metrics.recall_score(
                 y, p.argmax(1), labels=np.unique(y), average="macro", zero_division=0
@@ -98,13 +103,18 @@ class Evaluation:
             "ECE": lambda y, p: calibration_error(p.max(1), p.argmax(1) == y),
             "log loss": lambda y, p: metrics.log_loss(y, p, labels=np.arange(len(self.classes))),
         }
-        draws = _draws(self.unit, RESAMPLES)
+
+    @cached_property
+    def summary(self) -> pd.DataFrame:
+        """Metrics of all cells: value and 95 % limits by bootstrap over units."""
         import warnings
 
+        y, p = self.y, self.probabilities
+        draws = _draws(self.unit, RESAMPLES)
         rows = []
         with warnings.catch_warnings():  # a resample without a class has no AUC of it
             warnings.simplefilter("ignore")
-            for name, metric in kinds.items():
+            for name, metric in self._metrics().items():
                 some = draws[: max(20, RESAMPLES // 5)] if name.startswith("AUC") else draws
                 values = [metric(y[rows_], p[rows_]) for rows_ in some]
                 low, high = np.nanpercentile(values, [2.5, 97.5]) if len(y) > 1 else (np.nan, np.nan)
@@ -244,14 +254,40 @@ def evaluate(
         allowed = tuple(name for name in known if name in wanted)
         p[:, [name not in wanted for name in known]] = 0
     p /= np.maximum(p.sum(1, keepdims=True), 1e-12)
-    table = found.dataset.table[["file", "class", "group"]].copy()
-    table["predicted"] = np.asarray(known, dtype=object)[p.argmax(1)]
-    table["probability"] = p.max(1).round(6)
-    table["right"] = table["predicted"] == table["class"]
-    for k, name in enumerate(known):
-        table[f"p_{name}"] = p[:, k]
+    table = predictions(found.dataset.table[["file", "class", "group"]], p, known)
     name = dataset.name + (f"/{part}" if part else "")
     return Evaluation(classifier.card.name, name, known, table, unit, allowed, tuple(notes), crops)
+
+
+def predictions(cells: pd.DataFrame, p: npt.NDArray[np.float64], classes: Sequence[str]) -> pd.DataFrame:
+    """Add to a table of cells, (n) rows with their ``class``, what a model said: `p`, (n, k)."""
+    table = cells.copy()
+    table["predicted"] = np.asarray(classes, dtype=object)[p.argmax(1)]
+    table["probability"] = p.max(1).round(6)
+    table["right"] = table["predicted"] == table["class"]
+    for k, name in enumerate(classes):
+        table[f"p_{name}"] = p[:, k]
+    return table
+
+
+def read_predictions(folder: str | Path, part: str) -> Evaluation:
+    """What the model of a training run said of the cells of ``val`` or ``test`` (``predictions.csv`` of its folder).
+
+    Raises
+    ------
+    DatasetError
+        If the file is not there or holds something else.
+    """
+    folder = Path(folder)
+    try:
+        table = pd.read_csv(folder / "predictions.csv", keep_default_na=False)
+        table = table[table["split"] == part].reset_index(drop=True)
+        classes = tuple(name.removeprefix("p_") for name in table.columns if name.startswith("p_"))
+        unit = table["unit"].to_numpy(np.int64)
+        table[[f"p_{name}" for name in classes]].to_numpy(np.float64)
+    except (OSError, ValueError, KeyError) as error:
+        raise DatasetError(f"{folder}: predictions.csv of the run cannot be read ({error}); train again") from error
+    return Evaluation(folder.name, part, classes, table, unit, classes)
 
 
 def _same_class(name: str, known: tuple[str, ...]) -> str:
@@ -289,6 +325,22 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     return {"first": first.model, "second": second.model, "only first": only_a, "only second": only_b, "p": p}
 
 
+def draw_confusion(axes: Any, result: Evaluation) -> None:
+    """Confusion matrix: cells, and their share of the true class."""
+    counts = result.confusion()
+    rows = counts.to_numpy()[counts.sum(axis=1) > 0]
+    names = [name for name, n in counts.sum(axis=1).items() if n]
+    share = rows / rows.sum(axis=1, keepdims=True)
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for i, j in np.ndindex(rows.shape):
+        if rows[i, j]:
+            axes.text(j, i, f"{rows[i, j]}\n{100 * share[i, j]:.0f} %", ha="center", va="center", fontsize=7,
+                   color="white" if share[i, j] > 0.5 else "black")  # fmt: skip
+    axes.set_xticks(range(len(counts)), list(result.classes), rotation=40, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(title="Confusion: cells, and share of the true class", xlabel="predicted", ylabel="true")
+
+
 def draw(result: Evaluation) -> Figure:
     """Confusion matrix, ROC curves, calibration, and accuracy against share rejected."""
     from matplotlib.figure import Figure
@@ -298,18 +350,7 @@ def draw(result: Evaluation) -> Figure:
 
     figure = Figure(figsize=(12, 10), layout="constrained")
     (a, b), (c, d) = figure.subplots(2, 2)
-    counts = result.confusion()
-    rows = counts.to_numpy()[counts.sum(axis=1) > 0]
-    names = [name for name, n in counts.sum(axis=1).items() if n]
-    share = rows / rows.sum(axis=1, keepdims=True)
-    a.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for i, j in np.ndindex(rows.shape):
-        if rows[i, j]:
-            a.text(j, i, f"{rows[i, j]}\n{100 * share[i, j]:.0f} %", ha="center", va="center", fontsize=7,
-                   color="white" if share[i, j] > 0.5 else "black")  # fmt: skip
-    a.set_xticks(range(len(counts)), list(result.classes), rotation=40, ha="right")
-    a.set_yticks(range(len(names)), names)
-    a.set(title="Confusion: cells, and share of the true class", xlabel="predicted", ylabel="true")
+    draw_confusion(a, result)
     y, p = result.y, result.probabilities
     for k, name in enumerate(result.classes):
         if 0 < (y == k).sum() < len(y):

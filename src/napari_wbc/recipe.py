@@ -21,6 +21,8 @@ AVERAGES = ("none", "late", "ema")
 SCHEDULES = ("constant", "cosine", "linear")
 OPTIMISERS = ("adam", "adamw", "sgd")
 FITS = ("cell", "scale", "picture")
+NORMALISE = "normalise"
+"""Step of a recipe that stands for the normalisation which the weights of the start expect."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Recipe:
     batch_norm : ``train``; ``frozen`` keeps mean and variance of the start; ``folded`` merges them into convolutions.
     fit : ``scale`` shows `side_um` of the picture; ``cell`` shows `margin` times the cell; ``picture`` all.
     side_um, pixels, margin : side of the input in µm and pixels; sides of the cell's box that are shown.
-    preprocessing, views : steps of the card, and ways to see a crop before them (`napari_wbc.classifier.ModelCard`).
+    preprocessing, views : steps of the card, and ways to see a crop before them (`napari_wbc.classifier.ModelCard`);
+        ``{step = "normalise"}`` stands for what the weights of the start expect (`napari_wbc.models.normalisation`).
     turn : arguments of `napari_wbc.augment.turn`; empty for none.
     augmentation : steps of training (`napari_wbc.augment.disturb`).
     optimiser, lr, head_lr, weight_decay : Adam, AdamW or SGD with momentum 0.9; `head_lr` 0 takes `lr`.
@@ -48,9 +51,11 @@ class Recipe:
     keep : ``last`` or ``best`` (by macro-F1 on validation) weights are the model.
     patience : epochs without progress after which training stops; 0 for never.
     copies : training cells are first multiplied to this many a class, undisturbed ones counted; 0 for not (published
-        protocols that augment to a fixed number).
+        protocols that augment to a fixed number). With a random split, all cells are, before it.
+    per_class : at most so many cells of each class are used (0: all).
     seed : equal seeds give equal runs.
-    scale : share of data and epochs that is run.
+    scale : share of data and epochs that is run; of the data, that is of `copies` where they are set.
+    reduced : what else was reduced for a trial, in words; it is told wherever results are.
     classes : class names of the data to names of the model; empty for all as they are.
     also : further training data beside the data: name, labels, share of the cells drawn.
     prior, prior_strength : shares of the classes that the model expects, and the part of their logarithm that is added.
@@ -88,8 +93,10 @@ class Recipe:
     keep: str = "best"
     patience: int = 0
     copies: int = 0
+    per_class: int = 0
     seed: int = 0
     scale: float = 1.0
+    reduced: str = ""
     classes: Mapping[str, str] = field(default_factory=dict)
     also: tuple[Step, ...] = ()
     prior: Mapping[str, float] = field(default_factory=dict)
@@ -118,11 +125,11 @@ class Recipe:
             ("patience", 0, 10_000),
             ("prior_strength", 0, 1), ("threshold", 0, 1), ("per_epoch", 0, 10**9), ("clip", 0, 1e6),
             ("warmup", 0, 10**6),
-            ("copies", 0, 10**7), ("balance_power", 0, 2),
+            ("copies", 0, 10**7), ("per_class", 0, 10**7), ("balance_power", 0, 2),
         ):  # fmt: skip
             within(name, low, high)
         for steps in (self.preprocessing, *self.views):
-            check_steps(steps)
+            check_steps([step for step in steps if step.get("step") != NORMALISE])
         check_recipe(self.augmentation)
         turning = {key: value for key, value in self.turn.items() if key not in ("radius_um", "reactive")}
         check_parameters(turn, {"step": "turn"} | turning)
@@ -146,12 +153,28 @@ class Recipe:
         """Epochs that are run."""
         return max(1, round(self.epochs * self.scale))
 
+    @property
+    def scaled_copies(self) -> int:
+        """Training cells of each class, copies counted, that are run; 0 for as they are."""
+        return max(1, round(self.copies * self.scale)) if self.copies else 0
+
+    @property
+    def scaled(self) -> str:
+        """How a trial falls short of the recipe; empty if it does not."""
+        told = [f"only {self.scale:g} of the data and epochs were run"] if self.scale < 1 else []
+        return "; ".join([*told, *([self.reduced] if self.reduced else [])])
+
+    def normalised(self) -> Recipe:
+        """The recipe with the normalisation that the weights of its start expect in place of ``normalise``."""
+        from .models import normalisation
+
+        step = {"step": normalisation(self.network, self.start)}
+        told = tuple(step if s.get("step") == NORMALISE else s for s in self.preprocessing)
+        return replace(self, preprocessing=told)
+
     def but(self, **changes: Any) -> Recipe:
         """The recipe with other values; ValueError for one that is not possible."""
-        unknown = set(changes) - {f.name for f in fields(self)}
-        if unknown:
-            raise ValueError(f"a recipe has no {', '.join(sorted(unknown))}")
-        return replace(self, **changes)
+        return replace(self, **typed(changes, "the recipe"))
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -176,22 +199,19 @@ def load_recipe(name: str | Path | Mapping[str, Any]) -> Recipe:
     ValueError
         If there is none, or it says something that is not possible.
     """
-    where = str(name)
-    if isinstance(name, Mapping):
-        data, where = dict(name), "the recipe"
-    else:
-        path = recipes().get(str(name), Path(name))
-        if not path.is_file():
-            raise ValueError(f"no recipe {str(name)!r}: give a TOML file or one of {', '.join(recipes())}")
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: not a recipe in TOML: {error}") from error
-    for key in ("preprocessing", "augmentation", "also"):
-        if key in data:
-            data[key] = tuple(data[key])
-    if "views" in data:
-        data["views"] = tuple(tuple(view) for view in data["views"])
+    where = "the recipe" if isinstance(name, Mapping) else str(name)
+    data = dict(name) if isinstance(name, Mapping) else read_toml(name)
+    for key in ("protocol", "stage"):  # `napari_wbc.protocol`
+        data.pop(key, None)
+    try:
+        return Recipe(**typed(data, where))
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
+
+
+def typed(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Values of a recipe as their types want them; ValueError for an unknown key or another type."""
+    data = dict(values)
     known = {f.name: f for f in fields(Recipe)}
     unknown = [key for key in data if key not in known]
     if unknown:
@@ -199,13 +219,30 @@ def load_recipe(name: str | Path | Mapping[str, Any]) -> Recipe:
     default = Recipe()
     for key, value in data.items():
         kind = type(getattr(default, key))
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            data[key] = float(value)
-        elif not isinstance(value, (kind, Mapping) if kind is dict else kind) or (
+        if kind is tuple and isinstance(value, list):
+            value = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in value)
+        elif kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        data[key] = value
+        if not isinstance(value, (kind, Mapping) if kind is dict else kind) or (
             kind is int and isinstance(value, bool)
         ):
             raise ValueError(f"{where}: {key} is {value!r}, but must be of type {kind.__name__}")
+    return data
+
+
+def read_toml(name: str | Path) -> dict[str, Any]:
+    """The values of a recipe of the package, or of a TOML file.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or it is not TOML.
+    """
+    path = recipes().get(str(name), Path(name))
+    if not path.is_file():
+        raise ValueError(f"no recipe {str(name)!r}: give a TOML file or one of {', '.join(recipes())}")
     try:
-        return Recipe(**data)
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a recipe in TOML: {error}") from error

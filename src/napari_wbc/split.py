@@ -131,6 +131,7 @@ def make_split(
     test: float = 0.0,
     seed: int = 0,
     file: str | Path | None = None,
+    copies: int = 0,
 ) -> Split:
     """Split cells.
 
@@ -148,6 +149,9 @@ def make_split(
         Equal seeds give equal splits.
     file : path, optional
         A split that was saved (``split.csv`` of a run); kind is then ``given``.
+    copies : int
+        With a random split, the cells are first multiplied to about so many of each class among those trained on: as
+        papers do that augment first and split afterwards. Other splits leave this to training.
 
     Raises
     ------
@@ -156,10 +160,14 @@ def make_split(
     """
     if not (0 < val < 1 and 0 <= test < 1 and val + test < 1):
         raise ValueError(f"shares of {val:g} for validation and {test:g} for test leave nothing to train on")
-    unit, copies, groups = find_copies(found)
+    unit, n_copies, groups = find_copies(found)
     data = found.dataset
     if len(data.classes) < 2:
         raise DatasetError(f"{data.name}: there is only one class, {data.classes[0]!r}; a classifier needs two")
+    if copies and kind == "random" and file is None:
+        wanted = max(2 + (test > 0), round(copies / (1 - val - test)))
+        rows = np.concatenate([np.resize(index, wanted) for index in data.table.groupby("class").indices.values()])
+        data, unit = data.rows(np.sort(rows)), unit[np.sort(rows)]
     if file is not None:
         part, kind = read_split(file, data), "given"
     elif (kind or "given") == "given" and (data.table["split"] != "").any():
@@ -181,7 +189,9 @@ def make_split(
                 chosen = _part(y[free], unit[free] if kind == "grouped" else free, share, seed)
                 part[free[chosen]] = name
                 free = np.setdiff1d(free, free[chosen])
-    notes = _notes(copies, groups, len(data))
+    notes = _notes(n_copies, groups, len(found.dataset))
+    if len(data) != len(found.dataset):
+        notes = (*notes, f"{len(found.dataset)} cells were multiplied to {len(data)} before the split")
     if idle := int((~np.isin(part, ["train", "val", "test"])).sum()):
         notes = (*notes, f"{idle} cells have no part in the given split and are not used")
     split = Split(data, np.asarray(part), unit, kind, notes)

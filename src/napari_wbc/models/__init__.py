@@ -156,6 +156,29 @@ def _features(name: str, start: str) -> tuple[nn.Module, int]:
         ) from error
 
 
+def normalisation(name: str, start: str) -> str:
+    """Name of the preprocessing step that weights expect: ``scale_to_unit`` or ``imagenet``.
+
+    Parameters
+    ----------
+    name : str
+        Network.
+    start : str
+        ``imagenet`` (those of Inception-ResNet-v2 want -1 to 1), ``random``, or a safetensors file, which may say in
+        its metadata under ``input`` that it wants ``x/127.5-1``.
+    """
+    if start in ("imagenet", "random"):
+        return "scale_to_unit" if name.startswith("inception") else "imagenet"
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(start, "pt") as file:
+            told = (file.metadata() or {}).get("input", "")
+    except (SafetensorError, OSError):
+        return "imagenet"  # what is wrong with the file is said where it is loaded
+    return "scale_to_unit" if "x/127.5-1" in told.replace(" ", "") else "imagenet"
+
+
 def fold_batch_norm(network: nn.Module) -> nn.Module:
     """Merge every batch norm that follows a convolution in an `nn.Sequential` into it.
 

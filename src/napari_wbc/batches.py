@@ -1,0 +1,121 @@
+"""Batches of training cells, disturbed, and of validation cells as prediction sees them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import IterableDataset
+
+from .augment import disturb, turn
+from .crop import CropSize
+from .prepare import Prepared
+from .preprocess import apply_steps
+from .recipe import Recipe
+
+
+class Batches(IterableDataset[tuple[Tensor, Tensor]]):
+    """Disturbed batches of one epoch, the same whenever that epoch is run."""
+
+    def __init__(self, ready: Prepared, recipe: Recipe, epoch: int = 0, rank: int = 0, world: int = 1) -> None:
+        self.ready, self.recipe, self.epoch, self.rank, self.world = ready, recipe, epoch, rank, world
+        self.rows = ready.split.rows("train")
+        if recipe.copies:
+            self.rows = _repeated(self.rows, ready.y, recipe.scaled_copies, epoch)
+        n = recipe.per_epoch or len(self.rows) + len(ready.extra)
+        self.n = max(1, math.ceil(n * (recipe.scale if recipe.per_epoch else 1)))
+
+    def __len__(self) -> int:
+        return max(1, self.n // self.recipe.batch_size // self.world)
+
+    def order(self) -> npt.NDArray[np.int64]:
+        """Numbers of the cells of the epoch; those from the number of crops on are further cells."""
+        ready, recipe = self.ready, self.recipe
+        rng = np.random.default_rng((recipe.seed, self.epoch))
+        everything = np.r_[self.rows, np.arange(len(ready.extra)) + len(ready.crops)]
+        if recipe.balance != "sampling" and not recipe.per_epoch:
+            order = rng.permutation(everything)
+        else:
+            y = ready.y[self.rows]
+            power = recipe.balance_power if recipe.balance == "sampling" else 0.0
+            weight = np.bincount(y, minlength=len(ready.classes))[y].astype(float) ** -power
+            weight *= (1 - ready.extra_weight.sum()) / weight.sum()
+            order = rng.choice(everything, self.n, p=np.r_[weight, ready.extra_weight])
+        size = min(recipe.batch_size, len(order))
+        return order[: max(1, len(order) // size) * size].reshape(-1, size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        worker = torch.utils.data.get_worker_info()
+        if worker is not None:
+            torch.set_num_threads(1)
+        ready, recipe, n = self.ready, self.recipe, len(self.ready.crops)
+        size = CropSize(recipe.side_um, recipe.pixels, recipe.size.cells)
+        from itertools import islice
+
+        # Each process of a distributed run takes its batches, each of its workers some of them.
+        step, first = (worker.num_workers, worker.id) if worker else (1, 0)
+        step, first = step * self.world, first * self.world + self.rank
+        for k, rows in enumerate(islice(self.order(), first, None, step)):
+            seed = hash((recipe.seed, self.epoch, first + k * step)) % 2**31
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                np.random.seed(seed)  # noqa: NPY002 - the state that the disturbances use
+                own = rows < n
+                crops = np.empty((len(rows), *ready.crops.shape[1:]), np.uint8)
+                crops[own] = ready.crops[np.sort(rows[own])][np.argsort(np.argsort(rows[own]))]
+                crops[~own] = ready.extra[rows[~own] - n]
+                y = np.where(own, ready.y[np.where(own, rows, 0)], 0)
+                y[~own] = ready.extra_y[rows[~own] - n]
+                x = turn(torch.from_numpy(crops), ready.stored, size, **_turning(recipe, y, ready.classes))
+                x = disturb(x, recipe.augmentation, recipe.preprocessing, size)
+            yield x.contiguous(memory_format=torch.channels_last), torch.from_numpy(y)
+
+
+def _turning(recipe: Recipe, y: npt.NDArray[np.int64], classes: tuple[str, ...]) -> dict[str, Any]:
+    """Arguments of `turn` for cells of these classes."""
+    if not recipe.turn:
+        return {"rotate": False, "flip": False}
+    told = dict(recipe.turn)
+    radius, share = told.pop("radius_um", None), told.pop("reactive", {})
+    if radius:
+        told["radius_um"] = torch.tensor([float(radius.get(name, 0)) for name in classes])[torch.from_numpy(y)]
+        chance = torch.tensor([float(share.get(name, 0)) for name in classes])[torch.from_numpy(y)]
+        told["reactive"] = torch.rand(len(y)) < chance
+    return told
+
+
+def _repeated(rows: npt.NDArray[np.int64], y: npt.NDArray[np.int64], copies: int, epoch: int) -> npt.NDArray[np.int64]:
+    """Each class's training cells over and over, so many; epochs disturb each anew, and begin where the last ended."""
+    own = [rows[y[rows] == k] for k in np.unique(y[rows])]
+    return np.concatenate([np.resize(np.roll(some, -epoch * copies), copies) for some in own])
+
+
+class Validation(IterableDataset[tuple[Tensor, Tensor]]):
+    """The cells of val, undisturbed, in the first of the recipe's views."""
+
+    def __init__(self, ready: Prepared, recipe: Recipe, part: str = "val") -> None:
+        self.ready, self.recipe, self.rows = ready, recipe, ready.split.rows(part)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        size = self.recipe.size
+        for start in range(0, len(self.rows), 128):
+            rows = self.rows[start : start + 128]
+            crops = plain_crops(self.ready.crops[rows], self.ready.stored, size)
+            steps = (*(self.recipe.views[0] if self.recipe.views else ()), *self.recipe.preprocessing)
+            yield apply_steps(crops, steps, size), torch.from_numpy(self.ready.y[rows])
+
+
+def plain_crops(crops: npt.NDArray[np.uint8], stored: CropSize, size: CropSize) -> Tensor:
+    """The middle of stored crops as prediction cuts it: (n, 3, S, S) from 0 to 1."""
+    x = torch.from_numpy(np.array(crops)).permute(0, 3, 1, 2).float() / 255
+    side = size.side_um / stored.side_um * stored.pixels
+    margin = round((stored.pixels - side) / 2)
+    x = x[:, :, margin : stored.pixels - margin, margin : stored.pixels - margin]
+    wanted = (size.pixels, size.pixels)
+    return functional.interpolate(x, wanted, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)

@@ -1,0 +1,78 @@
+"""What the commands for labelled cells share: options, their bar, and what can go wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal
+
+import typer
+
+from .console import ALL_FAILED, STOPPED, USAGE, stop, told
+
+SplitKind = Annotated[
+    Literal["grouped", "given", "random"] | None,
+    typer.Option(
+        "--split",
+        help="grouped keeps patients, slides and copies together; random leaks. Default: the data's own, else grouped.",
+    ),
+]
+Starts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--start",
+        help="imagenet, random, or a safetensors file; NETWORK=… is for one network only. May be repeated.",
+    ),
+]
+NEEDS = "pip install 'napari-wbc[train]' installs what training and evaluation need"
+
+
+@contextmanager
+def bar_of() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            kind = "training" if "epoch" in what else what
+            if kind not in tasks:
+                tasks[kind] = progress.add_task(what, total=total)
+            progress.update(tasks[kind], completed=done, total=total, description=what)
+
+        yield report
+
+
+@contextmanager
+def errors() -> Iterator[None]:
+    """Turn what can go wrong into a message and an exit code."""
+    from .dataset import DatasetError
+    from .slide import ImageError
+
+    try:
+        from .train import TrainingError
+    except ImportError as error:
+        stop(f"{error}; {NEEDS}", USAGE)
+    try:
+        with told():
+            yield
+    except KeyboardInterrupt:
+        stop("Stopped.", STOPPED)
+    except ImportError as error:
+        stop(f"{error}; {NEEDS}", USAGE)
+    except (DatasetError, ImageError, TrainingError) as error:
+        stop(str(error), ALL_FAILED)
+    except ValueError as error:
+        stop(str(error), USAGE)
+    except OSError as error:
+        stop(f"{error.filename or ''}: {error.strerror or error}; choose another place or free some space", ALL_FAILED)
+
+
+def read_data(data: Sequence[str]) -> Any:
+    """The one path, or the cells of several sets together."""
+    from .dataset import join, read_dataset
+
+    return data[0] if len(data) == 1 else join([read_dataset(path) for path in data])

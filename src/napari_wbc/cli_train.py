@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .console import ALL_FAILED, STOPPED, USAGE, load_classifier, print_table, say, stop, told
+from .piped import Lines, is_piped
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -23,33 +24,13 @@ SplitKind = Annotated[
         help="grouped keeps patients, slides and copies together; random leaks. Default: the data's own, else grouped.",
     ),
 ]
-
-
-def _piped(progress: str) -> str:
-    if progress == "json":
-        from .piped import stop_with_input
-
-        stop_with_input()
-    return progress
-
-
-Shown = Annotated[
-    Literal["bar", "json"],
-    typer.Option(
-        "--progress",
-        callback=_piped,
-        help="json, for programs: lines on standard error; and the command stops when its standard input closes.",
-    ),
-]
 NEEDS = "pip install 'napari-wbc[train]' installs what training and evaluation need"
 
 
 @contextmanager
-def _bar(shown: str = "bar") -> Iterator[Callable[[str, int, int], None]]:
-    """A bar, or lines of JSON, on standard error."""
-    if shown == "json":
-        from .piped import Lines
-
+def _bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on standard error; lines of JSON for a program that asked for them."""
+    if is_piped():
         yield Lines()
         return
     from rich.console import Console
@@ -102,7 +83,6 @@ def dataset(
     val: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share for validation.")] = 0.2,
     test: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share for the result.")] = 0.0,
     seed: int = 0,
-    progress: Shown = "bar",
 ) -> None:
     """Report what labelled cells there are, what is wrong with them, and split them so that nothing leaks."""
     from .atomic import new_file
@@ -111,7 +91,7 @@ def dataset(
         from .dataset import check, read_dataset
         from .split import make_split
 
-        with _bar(progress) as report:
+        with _bar() as report:
             found = check(read_dataset(data), lambda k, n: report("checking pictures", k, n))
         counts = found.dataset.summary()
         print_table(["class", *counts.columns], [[str(name), *row] for name, *row in counts.itertuples()])
@@ -166,7 +146,6 @@ def train(
     devices: Annotated[int, typer.Option(min=1, help="GPUs on each machine.")] = 1,
     nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
     precision: Annotated[str, typer.Option(help="auto, 32, bf16 or 16.")] = "auto",
-    progress: Shown = "bar",
 ) -> None:
     """Train a network on labelled cells; the model then appears in the list of models."""
     changes = {
@@ -181,7 +160,7 @@ def train(
             changes |= {"batch_norm": "train", "free": -1 if free is None else free}
         chosen: Recipe = load_recipe(recipe).but(**{key: value for key, value in changes.items() if value is not None})
         try:
-            with _bar(progress) as report:
+            with _bar() as report:
                 done = run(
                     data, chosen, output, name=name, split=split, split_file=split_file, val=val, test=test, mpp=mpp,
                     device=device, devices=devices, nodes=nodes, precision=precision, report=report,

@@ -14,6 +14,7 @@ from typing import Any
 GRACE = 2.0
 """Seconds in which an interrupted command may tidy up."""
 _OFTEN = 0.1
+_servants: list[threading.Thread] = []
 
 
 class Lines:
@@ -34,13 +35,20 @@ class Lines:
             print(json.dumps(line), file=sys.stderr, flush=True)
 
 
-def stop_with_input() -> None:
-    """Interrupt this process once its standard input closes, and end it if that does not help in time.
+def serve_program() -> None:
+    """Write progress for a program from now on, and end with it.
 
-    The other end of the pipe closes when the program that holds it wants the end, quits or is killed, on every system
-    alike; signals do less.
+    This process is interrupted once its standard input closes, and ended if that does not help in time. The other end
+    of the pipe closes when the program that holds it wants the end, quits or is killed, on every system alike; signals
+    do less.
     """
-    threading.Thread(target=_wait_for_end, daemon=True).start()
+    _servants.append(threading.Thread(target=_wait_for_end, daemon=True))
+    _servants[0].start()
+
+
+def is_piped() -> bool:
+    """Whether a program reads the progress."""
+    return bool(_servants)
 
 
 def _wait_for_end() -> None:

@@ -41,7 +41,7 @@ class Child(QObject):
         return bool(self._processes)
 
     def start(self, *arguments: str) -> None:
-        """Start ``napari-wbc`` with arguments; it must take ``--progress json``."""
+        """Start a command of ``napari-wbc`` that reports progress as JSON."""
         process = QProcess()
         environment = QProcessEnvironment.systemEnvironment()
         environment.insert("PYTHONIOENCODING", "utf-8")
@@ -52,7 +52,7 @@ class Child(QObject):
         self._processes.append(process)
         self._rest, self._said, self._stopped = b"", [], False
         # -P: a folder of this name where napari was started is not the package.
-        process.start(sys.executable, ["-P", "-m", "napari_wbc", *arguments, "--progress", "json"])
+        process.start(sys.executable, ["-P", "-m", "napari_wbc", "--progress", "json", *arguments])
 
     def stop(self) -> None:
         """Have the command end within two seconds."""

@@ -252,7 +252,9 @@ class TrainWidget(ButtonDock):
         self.mpp.setValidator(only)
         self.recipe = QComboBox()
         for path in sorted(RECIPES.glob("*.toml")):
-            self.recipe.addItem(path.stem, str(path))
+            # Published protocols have stages of many runs: a search, not a model.
+            if "stage" not in tomllib.loads(path.read_text(encoding="utf-8")):
+                self.recipe.addItem(path.stem, str(path))
         self.recipe.setCurrentText("wbc")
         self.recipe.addItem(BROWSE, None)
         self.recipe.activated.connect(self._on_recipe)

@@ -50,15 +50,18 @@ def _bar() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def _errors() -> Iterator[None]:
-    """Turn what can go wrong into a message and an exit code."""
+def _errors(*, training: bool = True) -> Iterator[None]:
+    """Turn what can go wrong into a message and an exit code; without training, torch is not imported."""
     from .dataset import DatasetError
     from .slide import ImageError
 
-    try:
-        from .train import TrainingError
-    except ImportError as error:
-        stop(f"{error}; {NEEDS}", USAGE)
+    expected: list[type[Exception]] = [DatasetError, ImageError]
+    if training:
+        try:
+            from .train import TrainingError
+        except ImportError as error:
+            stop(f"{error}; {NEEDS}", USAGE)
+        expected.append(TrainingError)
     try:
         with told():
             yield
@@ -66,7 +69,7 @@ def _errors() -> Iterator[None]:
         stop("Stopped.", STOPPED)
     except ImportError as error:
         stop(f"{error}; {NEEDS}", USAGE)
-    except (DatasetError, ImageError, TrainingError) as error:
+    except tuple(expected) as error:
         stop(str(error), ALL_FAILED)
     except ValueError as error:
         stop(str(error), USAGE)
@@ -87,7 +90,7 @@ def dataset(
     """Report what labelled cells there are, what is wrong with them, and split them so that nothing leaks."""
     from .atomic import new_file
 
-    with _errors():
+    with _errors(training=False):
         from .dataset import check, read_dataset
         from .split import make_split
 

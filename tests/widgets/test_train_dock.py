@@ -17,7 +17,8 @@ from napari_wbc._widgets._train import result_lines, time_left
 from napari_wbc.models import available_models
 
 # Starting a process that imports torch takes most of it.
-TIMEOUT = 240_000
+TIMEOUT = 600_000
+pytestmark = pytest.mark.timeout(1500)
 TINY = """
 # Small and quick.
 network = "custom_cnn"
@@ -86,10 +87,10 @@ def test_from_cells_to_a_model_in_the_list_of_classify(viewer, dock, press, qtbo
     run = tree.parent / "runs/cells"
     assert list(dict.fromkeys(stages)) == ["checking pictures", "cutting cells", "epoch 1 of 2", "epoch 2 of 2"]
     pd.testing.assert_frame_equal(trainer.curves.history, pd.read_csv(run / "history.csv"))
-    above, below = trainer.curves.canvas.figure.axes
-    drawn = {line.get_label(): line.get_ydata().tolist() for line in below.lines}
+    left, right = trainer.curves.canvas.figure.axes
+    drawn = {line.get_label(): line.get_ydata().tolist() for line in right.lines}
     assert drawn["validation"] == (100 * trainer.curves.history["val_accuracy"]).tolist()
-    assert [len(line.get_xdata()) for line in above.lines] == [2, 2]
+    assert [len(line.get_xdata()) for line in left.lines] == [2, 2]
     card = json.loads((run / "cells.json").read_text())
     assert card["network"] == "custom_cnn"
     assert card["training"]["epochs"] == 2

@@ -10,7 +10,7 @@ from qtpy.QtWidgets import QVBoxLayout, QWidget
 
 # Okabe and Ito's orange and a blue between theirs: told apart by everyone, on dark and on light.
 TRAINING, VALIDATION = "#e69f00", "#3a9bdc"
-HEIGHT = 300
+LOWEST, HIGHEST = 190, 320
 # Column of the history, legend, colour, line.
 LOSS = (("loss", "training", TRAINING, "-"), ("val_loss", "validation", VALIDATION, "-"))
 RIGHT = (
@@ -37,7 +37,8 @@ class Curves(QWidget):
         self.canvas: Any = None
         column = QVBoxLayout(self)
         column.setContentsMargins(0, 0, 0, 0)
-        self.setFixedHeight(HEIGHT)
+        self.setMinimumHeight(LOWEST)
+        self.setMaximumHeight(HIGHEST)
         self.hide()
 
     def show_history(self, file: Path, epochs: int) -> None:
@@ -66,7 +67,7 @@ class Curves(QWidget):
 
 
 def draw_history(figure: Any, history: pd.DataFrame, epochs: int, theme: str) -> None:
-    """Draw loss above, and the share of right answers below.
+    """Draw the loss, and beside it the share of right answers.
 
     Parameters
     ----------
@@ -86,31 +87,31 @@ def draw_history(figure: Any, history: pd.DataFrame, epochs: int, theme: str) ->
     paper, ink = (colour.as_hex() for colour in (colours.background, colours.text))
     figure.clear()
     figure.set_facecolor(paper)
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
-    for axes, lines, unit in ((above, LOSS, 1.0), (below, RIGHT, 100.0)):
+    left, right = figure.subplots(1, 2)
+    for axes, lines, unit, title in ((left, LOSS, 1.0, "loss"), (right, RIGHT, 100.0, "% right")):
         axes.set_facecolor(paper)
         for column, label, colour, style in lines:
-            marker = "o" if len(history) < 40 else None
+            marker = "o" if len(history) < 40 and style == "-" else None
             axes.plot(
                 history["epoch"], unit * history[column], style, color=colour, label=label, marker=marker, markersize=3,
                 linewidth=1.5,
             )  # fmt: skip
         axes.grid(axis="y", color=ink, alpha=0.15)
         axes.tick_params(colors=ink, labelsize=8, length=0)
+        axes.set_title(title, color=ink, fontsize=9)
+        axes.set_xlabel("epoch", color=ink, fontsize=8)
+        # The whole run from the start, so that the curves grow into it; one epoch has no width.
+        margin = 0.5 if epochs == 1 else 0.03 * epochs
+        axes.set_xlim(1 - margin, epochs + margin)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         for side, spine in axes.spines.items():
             spine.set_visible(side in ("left", "bottom"))
             spine.set_color(ink)
             spine.set_alpha(0.5)
-    above.set_ylabel("loss", color=ink, fontsize=8)
-    above.set_ylim(bottom=0)
-    below.set_ylabel("% right", color=ink, fontsize=8)
-    below.set_ylim(0, 102)
-    # One epoch has no width.
-    below.set_xlim(0.5 if epochs == 1 else 1 - 0.02 * epochs, epochs + 0.5 if epochs == 1 else 1.02 * epochs)
-    below.xaxis.set_major_locator(MaxNLocator(integer=True))
-    below.set_xlabel("epoch", color=ink, fontsize=8)
-    handles, labels = below.get_legend_handles_labels()
+    left.set_ylim(bottom=0)
+    right.set_ylim(0, 102)
+    handles, labels = right.get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8, labelcolor=ink,
-        handlelength=1.5, columnspacing=1.2,
+        handlelength=2.0, columnspacing=1.2,
     )  # fmt: skip

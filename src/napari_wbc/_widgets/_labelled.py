@@ -105,7 +105,7 @@ class Labelled(QObject):
             swatch = f'<span style="color: {colour(str(name))}">■</span>'
             rows.append(f"<tr><td>{swatch} {escape(str(name))}</td>{numbers}</tr>")
         more = [f"and {len(counts) - MOST_ROWS} more classes"] if len(counts) > MOST_ROWS else []
-        lines = "".join(f"<div>{escape(line)}</div>" for line in (*more, *self.notes))
+        lines = "".join(f'<p style="margin: 3px 0px 0px">{escape(line)}.</p>' for line in (*more, *self.notes))
         self.summary.setText(f"<table width='100%' cellspacing='1'>{''.join(rows)}</table>{lines}")
         self.summary.show()
 

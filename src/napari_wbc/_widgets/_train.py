@@ -322,7 +322,7 @@ class TrainWidget(ButtonDock):
         column = QVBoxLayout(inside)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(self.result)
-        column.addWidget(self.curves)
+        column.addWidget(self.curves, 1)
         column.addStretch()
         area = QScrollArea()
         area.setWidgetResizable(True)

@@ -141,7 +141,9 @@ def test_a_process_that_is_killed_and_settings_that_changed(qtbot, press, traine
     trainer.labelled.changed.emit()
     trainer.epochs.setValue(400)
     trainer.start()
-    os.kill(trainer.training._processes[0].processId(), signal.SIGKILL)
+    (child,) = trainer.training._processes
+    assert child.waitForStarted()
+    os.kill(child.processId(), signal.SIGKILL)
     qtbot.waitUntil(lambda: not trainer.is_running, timeout=TIMEOUT)
     assert "the system ended the process" in trainer.status.text()
     (tree.parent / "runs/cells").mkdir(parents=True)

@@ -91,12 +91,14 @@ class Child(QObject):
             self._leave("", f"{sys.executable} cannot be started: {self._processes[0].errorString()}")
 
     def _why(self) -> str:
-        """Return the message of a command that failed: its last line."""
+        """Return the message of a command that failed: the last line that it wrote."""
         said = [line for line in (*self._said, self._rest.decode("utf-8", "replace")) if line.strip()]
         if any("Traceback" in line for line in said):
             _log.error("%s", "\n".join(said))
             return f"{said[-1].strip()} (the log has the details)"
-        return said[-1].strip() if said else "the command failed without a word"
+        # A value that the command line refuses stands in a box.
+        boxed = [line.strip("│ ") for line in said if line.startswith("│")]
+        return " ".join(boxed or said[-1:]) or "the command failed without a word"
 
     def _leave(self, output: str, why: str) -> None:
         for process in self._processes:

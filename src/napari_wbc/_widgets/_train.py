@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from platformdirs import user_documents_path
 from qtpy.compat import isalive
-from qtpy.QtCore import QLocale, Qt, QUrl
-from qtpy.QtGui import QDesktopServices, QDoubleValidator
+from qtpy.QtCore import Qt, QUrl
+from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import (
     QComboBox,
     QDoubleSpinBox,
@@ -143,7 +143,7 @@ class TrainWidget(ButtonDock):
     def _arguments(self) -> list[str]:
         """Return the command that the controls mean."""
         mpp = self.mpp.text().strip().replace(",", ".")
-        if mpp and not self.mpp.hasAcceptableInput():
+        if mpp and not _is_scale(mpp):
             raise ValueError(f"the scale is {mpp}, but must be from 0.001 to 5 µm per pixel, or blank")
         self.model_name = self.name.text().strip() or self.name.placeholderText()
         self.run_folder = Path(self.folder.text().strip() or self.folder.placeholderText()).expanduser().absolute()
@@ -208,8 +208,11 @@ class TrainWidget(ButtonDock):
         self._buttons.show()
 
     def _show_cancelled(self) -> None:
+        if (self.run_folder / "last.ckpt").is_file():
+            self._show_run(self._epochs)
         n = len(self.curves.history)
-        done = f"after {n} of {self._epochs} epochs, which are kept" if n else "before the first epoch was finished"
+        epochs = "epoch, which is kept" if n == 1 else "epochs, which are kept"
+        done = f"after {n} {epochs}" if n else "before the first epoch was finished"
         self.status.setText(f"Cancelled {done}. Train classifier, with the same settings, goes on from there.")
 
     def _missing(self) -> str:
@@ -228,7 +231,8 @@ class TrainWidget(ButtonDock):
         data = self.labelled.path
         if data is None:
             return
-        wanted = safe_name(data.parent.name if data.name == "labels.csv" else data.stem)
+        table = data.suffix.lower() == ".csv"
+        wanted = safe_name(data.parent.name if data.name == "labels.csv" else data.stem if table else data.name)
         names = (wanted if k == 1 else f"{wanted}-{k}" for k in count(1))
         there = available_models()
         name = next(name for name in names if name not in there and not _is_finished(RUNS / name))
@@ -247,9 +251,6 @@ class TrainWidget(ButtonDock):
         self.mpp = QLineEdit()
         self.mpp.setPlaceholderText("measured from the red cells")
         self.mpp.setToolTip("µm per pixel of the pictures; blank: each picture's own, measured from its red cells")
-        only = QDoubleValidator(0.001, 5.0, 6)
-        only.setLocale(QLocale.c())
-        self.mpp.setValidator(only)
         self.recipe = QComboBox()
         for path in sorted(RECIPES.glob("*.toml")):
             # Published protocols have stages of many runs: a search, not a model.
@@ -389,6 +390,13 @@ def result_lines(results: list[dict[str, Any]]) -> list[str]:
             n = row["n"]
         lines.append(f"{PARTS.get(data.rpartition('/')[2], data).capitalize()}, {n} cells: {', '.join(said)}.")
     return lines
+
+
+def _is_scale(text: str) -> bool:
+    try:
+        return 0.001 <= float(text) <= 5
+    except ValueError:
+        return False
 
 
 def _is_finished(run: Path) -> bool:

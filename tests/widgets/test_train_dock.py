@@ -117,8 +117,8 @@ def test_cancel_leaves_no_process_and_the_run_goes_on(qtbot, press, trainer, tre
     start = time.monotonic()
     trainer.cancel_button.click()
     qtbot.waitUntil(lambda: not trainer.is_running, timeout=TIMEOUT)
-    assert time.monotonic() - start < 10  # on a busy machine; two seconds on one that is not
-    qtbot.waitUntil(lambda: are_gone(started), timeout=10_000)
+    assert time.monotonic() - start < 20  # on a busy machine; two seconds on one that is not
+    qtbot.waitUntil(lambda: are_gone(started), timeout=60_000)
     assert trainer.status.text().startswith("Cancelled after ")
     assert "goes on from there" in trainer.status.text()
     run = tree.parent / "runs/cells"
@@ -132,7 +132,7 @@ def test_cancel_leaves_no_process_and_the_run_goes_on(qtbot, press, trainer, tre
     pd.testing.assert_frame_equal(trainer.curves.history.iloc[: len(kept)], kept)
     started = processes_below(os.getpid())
     trainer.viewer.window.remove_dock_widget(trainer)
-    qtbot.waitUntil(lambda: are_gone(started), timeout=10_000)
+    qtbot.waitUntil(lambda: are_gone(started), timeout=60_000)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals are those of POSIX")

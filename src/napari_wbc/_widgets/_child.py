@@ -13,7 +13,7 @@ from qtpy.QtCore import QObject, QProcess, QProcessEnvironment, QTimer, Signal
 
 _log = logging.getLogger(__name__)
 # A command ends by itself within `napari_wbc.piped.GRACE`; this is for one that cannot.
-_LAST_RESORT_MS = 5000
+_LAST_RESORT_MS = 3000
 
 
 class Child(QObject):

@@ -6,13 +6,14 @@ import math
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from . import cli_search, cli_train
 from .console import USAGE, Mpp, Run, bar, load_classifier, print_differential, print_table, say, stop, told
 from .inputs import printable
+from .piped import serve_program
 
 _CODES = (
     "Exit codes: 0 all went well, 1 everything failed, 2 wrong usage, 3 some files failed (the others are done), "
@@ -67,8 +68,16 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     _: Annotated[bool, typer.Option("--version", is_eager=True, callback=_version, help="Show the version.")] = False,
+    progress: Annotated[
+        Literal["bar", "json"],
+        typer.Option(
+            help="json, for programs that run dataset, train or evaluate: lines of JSON on standard error in place of "
+            "a bar; and the command stops when its standard input closes."
+        ),
+    ] = "bar",
 ) -> None:
-    pass
+    if progress == "json":
+        serve_program()
 
 
 @app.command(epilog=_CODES)

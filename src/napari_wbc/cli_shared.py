@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .console import ALL_FAILED, STOPPED, USAGE, stop, told
+from .piped import Lines, is_piped
 
 SplitKind = Annotated[
     Literal["grouped", "given", "random"] | None,
@@ -29,7 +30,10 @@ NEEDS = "pip install 'napari-wbc[train]' installs what training and evaluation n
 
 @contextmanager
 def bar_of() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on standard error."""
+    """A bar on standard error; lines of JSON for a program that asked for them."""
+    if is_piped():
+        yield Lines()
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -47,15 +51,18 @@ def bar_of() -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def errors() -> Iterator[None]:
-    """Turn what can go wrong into a message and an exit code."""
+def errors(*, training: bool = True) -> Iterator[None]:
+    """Turn what can go wrong into a message and an exit code; without training, torch is not imported."""
     from .dataset import DatasetError
     from .slide import ImageError
 
-    try:
-        from .train import TrainingError
-    except ImportError as error:
-        stop(f"{error}; {NEEDS}", USAGE)
+    expected: list[type[Exception]] = [DatasetError, ImageError]
+    if training:
+        try:
+            from .train import TrainingError
+        except ImportError as error:
+            stop(f"{error}; {NEEDS}", USAGE)
+        expected.append(TrainingError)
     try:
         with told():
             yield
@@ -63,7 +70,7 @@ def errors() -> Iterator[None]:
         stop("Stopped.", STOPPED)
     except ImportError as error:
         stop(f"{error}; {NEEDS}", USAGE)
-    except (DatasetError, ImageError, TrainingError) as error:
+    except tuple(expected) as error:
         stop(str(error), ALL_FAILED)
     except ValueError as error:
         stop(str(error), USAGE)

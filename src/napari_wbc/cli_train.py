@@ -30,7 +30,7 @@ def dataset(
     """Report what labelled cells there are, what is wrong with them, and split them so that nothing leaks."""
     from .atomic import new_file
 
-    with errors():
+    with errors(training=False):
         from .dataset import check, read_dataset
         from .split import make_split
 

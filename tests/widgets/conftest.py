@@ -8,7 +8,7 @@ pytest.importorskip("napari")
 pytest.importorskip("qtpy")
 
 # Generous: on a machine that others use too an analysis takes its time.
-TIMEOUT = 240_000
+TIMEOUT = 600_000
 
 
 @pytest.fixture

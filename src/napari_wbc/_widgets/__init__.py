@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "_classify": ["ClassifyWidget"],
         "_crop": ["CropWidget"],
         "_segment": ["SegmentWidget"],
+        "_train": ["TrainWidget"],
     },
 )
 del lazy_loader

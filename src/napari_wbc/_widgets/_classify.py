@@ -26,9 +26,10 @@ from qtpy.QtWidgets import (
 )
 from superqt import QCollapsible
 
-from napari_wbc.models import DEFAULT_MODEL, available_models, find_model
+from napari_wbc.models import find_model
 
 from ._dock import EXPECTED, Dock, LayerChoice
+from ._models import ModelChoice
 from ._source import KEY, labels_array, layer_mpp, scale_line, slide_of
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from ._results import Results
 
 FIND_THEM = "find them (default)"
-BROWSE = "Browse…"
 FASTEST = "fastest"
 
 
@@ -270,12 +270,8 @@ class ClassifyWidget(Dock):
             self.results.set_theme(self.viewer.theme)
 
     def _add_advanced(self) -> None:
-        self.model = QComboBox()
-        for name, card in available_models().items():
-            self.model.addItem(name, str(card))
-        self.model.setCurrentText(DEFAULT_MODEL)
-        self.model.addItem(BROWSE, None)
-        self.model.activated.connect(self._on_model)
+        self.model = ModelChoice()
+        self.model.chosen.connect(self._show_defaults)
         # Which there are only torch knows, and it is not imported to open a dock.
         self.device = QComboBox()
         self.device.addItem(FASTEST, None)
@@ -296,14 +292,6 @@ class ClassifyWidget(Dock):
         self.advanced = QCollapsible("Advanced", expandedIcon="▾", collapsedIcon="▸")
         self.advanced.addWidget(inside)
         self.body.insertWidget(1, self.advanced)
-
-    def _on_model(self, index: int) -> None:
-        if self.model.itemData(index) is None:
-            path, _ = QFileDialog.getOpenFileName(self, "Model card", "", "Model card (*.json)")
-            if path:
-                self.model.insertItem(0, Path(path).stem, path)
-            self.model.setCurrentIndex(0)
-        self._show_defaults()
 
     def _show_defaults(self) -> None:
         """Say in the empty fields what is used while they are empty."""

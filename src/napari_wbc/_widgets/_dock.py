@@ -126,8 +126,8 @@ def _quit(workers: list[Any]) -> None:
         worker.quit()
 
 
-class Dock(QWidget):
-    """A dock that runs one generator of `Progress` at a time in a worker.
+class ButtonDock(QWidget):
+    """A form, one button, progress with *Cancel*, and a line that says what is next.
 
     Parameters
     ----------
@@ -136,8 +136,7 @@ class Dock(QWidget):
 
     Notes
     -----
-    Subclasses fill `form`, and implement `prepare`, which reads the controls
-    on the GUI thread and returns a function for the worker, and `done`.
+    Subclasses fill `form` and `body`, and implement `is_running`, `start`, `cancel`, `leave` and `_say_next`.
     """
 
     verb = "Run"
@@ -145,11 +144,8 @@ class Dock(QWidget):
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
         self.viewer = napari_viewer
-        self.image = LayerChoice(napari_viewer, Image)
-        self.image.setToolTip("The RGB picture of the smear")
         self.form = QFormLayout()
         self.form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        self.form.addRow("Picture", self.image)
         self.run_button = QPushButton(self.verb)
         self.run_button.setMinimumHeight(40)
         self.run_button.setStyleSheet("font-size: 15px; font-weight: bold;")
@@ -168,8 +164,71 @@ class Dock(QWidget):
         self.body.addWidget(self.run_button)
         self.body.addLayout(running)
         self.body.addWidget(self.status)
-        self._workers: list[Any] = []
         self._show_running(False)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the button's work is being done."""
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Run, unless something is missing; then say what."""
+        raise NotImplementedError
+
+    def cancel(self) -> None:
+        """Stop soon."""
+        raise NotImplementedError
+
+    def leave(self) -> None:
+        """Stop what runs: the dock was taken out of the window."""
+        raise NotImplementedError
+
+    def event(self, event: QEvent | None) -> bool:
+        """Stop what runs when the dock is taken out of the window."""
+        if event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self.leave()
+        return bool(super().event(event))
+
+    def _fail(self, error: Exception) -> None:
+        if isinstance(error, EXPECTED):
+            message = str(error) or type(error).__name__
+        else:
+            _log.error("%s failed", self.verb, exc_info=error)
+            message = f"{type(error).__name__}: {error} (the log has the details)"
+        self.status.setText(message)
+        show_error(message)
+
+    def _show_running(self, running: bool) -> None:
+        self.progress.setRange(0, 0)
+        self.progress.setVisible(running)
+        self.cancel_button.setVisible(running)
+        self.cancel_button.setEnabled(True)
+        self.run_button.setEnabled(not running)
+
+    def _say_next(self) -> None:
+        raise NotImplementedError
+
+
+class Dock(ButtonDock):
+    """A dock that works on a picture: it runs one generator of `Progress` at a time in a worker.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        The viewer the dock belongs to.
+
+    Notes
+    -----
+    Subclasses fill `form`, and implement `prepare`, which reads the controls
+    on the GUI thread and returns a function for the worker, and `done`.
+    """
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__(napari_viewer)
+        self.image = LayerChoice(napari_viewer, Image)
+        self.image.setToolTip("The RGB picture of the smear")
+        self.form.addRow("Picture", self.image)
+        self._workers: list[Any] = []
         self.image.chosen.connect(self._say_next)
         # Bound methods of a dying widget are not called any more; a function of its list is.
         self.destroyed.connect(partial(_quit, self._workers))
@@ -216,11 +275,9 @@ class Dock(QWidget):
         self.cancel_button.setEnabled(False)
         self.status.setText("Stopping after this step…")
 
-    def event(self, event: QEvent | None) -> bool:
-        """Stop the worker when the dock is taken out of the window."""
-        if event is not None and event.type() == QEvent.Type.ParentChange and self.parent() is None:
-            _quit(self._workers)
-        return bool(super().event(event))
+    def leave(self) -> None:
+        """Stop at the next step, without a word."""
+        _quit(self._workers)
 
     def _on_progress(self, progress: Progress) -> None:
         self.progress.setRange(0, progress.total)
@@ -249,22 +306,6 @@ class Dock(QWidget):
         self._show_running(False)
         if stopped:
             self.status.setText("Cancelled.")
-
-    def _fail(self, error: Exception) -> None:
-        if isinstance(error, EXPECTED):
-            message = str(error) or type(error).__name__
-        else:
-            _log.error("%s failed", self.verb, exc_info=error)
-            message = f"{type(error).__name__}: {error} (the log has the details)"
-        self.status.setText(message)
-        show_error(message)
-
-    def _show_running(self, running: bool) -> None:
-        self.progress.setRange(0, 0)
-        self.progress.setVisible(running)
-        self.cancel_button.setVisible(running)
-        self.cancel_button.setEnabled(True)
-        self.run_button.setEnabled(not running)
 
     def _say_next(self) -> None:
         if not self.is_running:

@@ -28,7 +28,7 @@ class Batches(IterableDataset[tuple[Tensor, Tensor]]):
         self.rows = ready.split.rows("train")
         if recipe.copies:
             self.rows = _repeated(self.rows, ready.y, recipe.scaled_copies, epoch)
-        n = recipe.per_epoch or len(self.rows) + len(ready.extra)
+        n = recipe.per_epoch or len(self.rows) + int((ready.extra_weight > 0).sum())
         self.n = max(1, math.ceil(n * (recipe.scale if recipe.per_epoch else 1)))
 
     def __len__(self) -> int:
@@ -38,7 +38,8 @@ class Batches(IterableDataset[tuple[Tensor, Tensor]]):
         """Numbers of the cells of the epoch; those from the number of crops on are further cells."""
         ready, recipe = self.ready, self.recipe
         rng = np.random.default_rng((recipe.seed, self.epoch))
-        everything = np.r_[self.rows, np.arange(len(ready.extra)) + len(ready.crops)]
+        drawn = np.flatnonzero(ready.extra_weight > 0)
+        everything = np.r_[self.rows, drawn + len(ready.crops)]
         if recipe.balance != "sampling" and not recipe.per_epoch:
             order = rng.permutation(everything)
         else:
@@ -46,7 +47,7 @@ class Batches(IterableDataset[tuple[Tensor, Tensor]]):
             power = recipe.balance_power if recipe.balance == "sampling" else 0.0
             weight = np.bincount(y, minlength=len(ready.classes))[y].astype(float) ** -power
             weight *= (1 - ready.extra_weight.sum()) / weight.sum()
-            order = rng.choice(everything, self.n, p=np.r_[weight, ready.extra_weight])
+            order = rng.choice(everything, self.n, p=np.r_[weight, ready.extra_weight[drawn]])
         size = min(recipe.batch_size, len(order))
         return order[: max(1, len(order) // size) * size].reshape(-1, size)
 
@@ -55,7 +56,6 @@ class Batches(IterableDataset[tuple[Tensor, Tensor]]):
         if worker is not None:
             torch.set_num_threads(1)
         ready, recipe, n = self.ready, self.recipe, len(self.ready.crops)
-        size = CropSize(recipe.side_um, recipe.pixels, recipe.size.cells)
         from itertools import islice
 
         # Each process of a distributed run takes its batches, each of its workers some of them.
@@ -72,9 +72,14 @@ class Batches(IterableDataset[tuple[Tensor, Tensor]]):
                 crops[~own] = ready.extra[rows[~own] - n]
                 y = np.where(own, ready.y[np.where(own, rows, 0)], 0)
                 y[~own] = ready.extra_y[rows[~own] - n]
-                x = turn(torch.from_numpy(crops), ready.stored, size, **_turning(recipe, y, ready.classes))
-                x = disturb(x, recipe.augmentation, recipe.preprocessing, size)
+                x = disturbed_crops(crops, y, ready, recipe)
             yield x.contiguous(memory_format=torch.channels_last), torch.from_numpy(y)
+
+
+def disturbed_crops(crops: npt.NDArray[np.uint8], y: npt.NDArray[np.int64], ready: Prepared, recipe: Recipe) -> Tensor:
+    """Stored crops of these classes as training shows them: (n, 3, S, S)."""
+    x = turn(torch.from_numpy(crops), ready.stored, recipe.size, **_turning(recipe, y, ready.classes))
+    return disturb(x, recipe.augmentation, recipe.preprocessing, recipe.size)
 
 
 def _turning(recipe: Recipe, y: npt.NDArray[np.int64], classes: tuple[str, ...]) -> dict[str, Any]:

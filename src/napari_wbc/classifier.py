@@ -210,7 +210,7 @@ class Classifier:
         device = device or best_device()
         network = fold_batch_norm(network)
         try:
-            gauge = Gauge.load(network, card.unlikeness, state)
+            gauge = Gauge.load(network, card.unlikeness, state, card.crop.pixels)
         except ValueError as error:
             raise ModelError(f"{weights_path}: {error}; use the card and the weights of one model") from error
         return cls(card, network.to(device), gauge and gauge.to(device))

@@ -168,7 +168,7 @@ def _further(
     said: Callable[[str], Callable[[int, int], None] | None],
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.float64], list[str]]:
     """Cells of the recipe's further sets; their shares are of all cells that are drawn."""
-    from .dataset import read_table
+    from .dataset import read_dataset, read_table
     from .recipe import RECIPES
 
     crops = [np.empty((0, stored.pixels, stored.pixels, 3), np.uint8)]
@@ -178,7 +178,7 @@ def _further(
         if root is None or not root.is_dir():
             notes.append(f"{entry['name']} is not beside the data: trained without it")
             continue
-        more = read_table(RECIPES / str(entry["labels"]), root)
+        more = read_table(RECIPES / str(entry["labels"]), root) if "labels" in entry else read_dataset(root)
         more = Dataset(more.name, more.table[more.table["class"].isin(list(number))].reset_index(drop=True))
         cut = cut_cells(
             more, size, cache / f"{entry['name']}.npy" if cache else None, stored=stored,
@@ -189,5 +189,6 @@ def _further(
         crops.append(np.asarray(cut))
         y.append(labels)
         weights.append(float(entry["share"]) * power / power.sum())
-        notes.append(f"{len(labels)} cells of {entry['name']} are trained on, too")
+        use = "are trained on, too" if entry["share"] else "are known to the score of unlikeness, but not trained on"
+        notes.append(f"{len(labels)} cells of {entry['name']} {use}")
     return np.concatenate(crops), np.concatenate(y), np.concatenate(weights), notes

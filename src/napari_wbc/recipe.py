@@ -57,9 +57,11 @@ class Recipe:
     scale : share of data and epochs that is run; of the data, that is of `copies` where they are set.
     reduced : what else was reduced for a trial, in words; it is told wherever results are.
     classes : class names of the data to names of the model; empty for all as they are.
-    also : further training data beside the data: name, labels, share of the cells drawn.
+    also : further training data beside the data: name, share of the cells drawn (0: they only say what is no stranger),
+        and a table of labels in `RECIPES` if the set brings none.
     prior, prior_strength : shares of the classes that the model expects, and the part of their logarithm that is added.
     threshold : of the card.
+    unlike : share of known cells that may be called unlike them (`napari_wbc.unlikeness`); 0 for no such score.
     """
 
     network: str = "mobilenet_v2"
@@ -102,6 +104,7 @@ class Recipe:
     prior: Mapping[str, float] = field(default_factory=dict)
     prior_strength: float = 0.0
     threshold: float = 0.5
+    unlike: float = 0.0
 
     def __post_init__(self) -> None:
         def one_of(name: str, choices: tuple[str, ...]) -> None:
@@ -125,7 +128,7 @@ class Recipe:
             ("patience", 0, 10_000),
             ("prior_strength", 0, 1), ("threshold", 0, 1), ("per_epoch", 0, 10**9), ("clip", 0, 1e6),
             ("warmup", 0, 10**6),
-            ("copies", 0, 10**7), ("per_class", 0, 10**7), ("balance_power", 0, 2),
+            ("copies", 0, 10**7), ("per_class", 0, 10**7), ("balance_power", 0, 2), ("unlike", 0, 0.5),
         ):  # fmt: skip
             within(name, low, high)
         for steps in (self.preprocessing, *self.views):
@@ -137,8 +140,10 @@ class Recipe:
             raise ValueError("a network that starts from random weights needs batch_norm = 'train'")
         if not all(isinstance(share, float | int) and share > 0 for share in self.prior.values()):
             raise ValueError("prior: every share must be above 0")
-        if not all({"name", "labels", "share"} <= set(entry) for entry in self.also):
-            raise ValueError("also: each entry needs name, labels and share")
+        if not all({"name", "share"} <= set(entry) for entry in self.also):
+            raise ValueError("also: each entry needs name and share")
+        if self.unlike and (self.fit != "scale" or not self.turn):
+            raise ValueError("unlike: only crops of a scale that are turned show enough around a cell; set it to 0")
         if not 0 <= sum(float(entry["share"]) for entry in self.also) < 1:
             raise ValueError("also: the shares must be from 0 to below 1 together")
 

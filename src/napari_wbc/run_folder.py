@@ -140,6 +140,11 @@ def write_model(
     path = folder / f"{card.name}.json"
     save_model(path, card, state)
     classifier = Classifier.load(path, device=device)
+    if recipe.unlike:
+        from .strange import learn_unlikeness
+
+        unlikeness, tensors = learn_unlikeness(Classifier.load(path, device="cpu").network, recipe, ready)
+        card, state = replace(card, unlikeness=unlikeness), state | tensors
     dataset, held = ready.split.dataset, np.flatnonzero(np.isin(ready.split.part, ["val", "test"]))
     crops = ready.crops[held] if ready.stored == card.crop else cut_cells(dataset.rows(held), card.crop, mpp=mpp)
     cells = ready.split.table().iloc[held].reset_index(drop=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .batches import disturbed_crops, plain_crops
 from .crop import CropSize
-from .unlikeness import Gauge
+from .models._networks import blocks
+from .prepare import Prepared
+from .preprocess import apply_steps
+from .recipe import Recipe
+from .unlikeness import PREFIX, Gauge
 
-Look = Callable[[Tensor], Tensor]
-"""From stored crops (n, 3, S', S'), 0 to 1, to what the network takes."""
+Look = Callable[[npt.NDArray[np.uint8], npt.NDArray[np.int64]], Tensor]
+"""From stored crops (n, S', S', 3) and their classes to what the network takes."""
+MOST_CELLS = 2400
+"""Of the training cells are looked at; more cost time and change little."""
+MOST_BLOCKS = 8
+STRENGTH = 0.01
+"""Inverse of the regularisation of scikit-learn's logistic regression on standardised statistics."""
 
 
 def _larger(crops: Tensor, _: CropSize) -> Tensor:
@@ -97,63 +108,114 @@ def make_strange(crops: Tensor, stored: CropSize) -> Tensor:
     return out
 
 
-def fit_gauge(
-    network: nn.Module,
-    blocks: Sequence[str],
-    crops: npt.NDArray[np.uint8],
-    stored: CropSize,
-    looks: Sequence[Look],
-    *,
-    strength: float = 0.003,
-) -> tuple[Tensor, Tensor]:
-    """Train the regression of a `Gauge`.
+def learn_unlikeness(network: nn.Module, recipe: Recipe, ready: Prepared) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Train the score of unlikeness of a network that is trained.
+
+    Known cells are those of training and of the recipe's further sets, strange ones are made of them. Both are seen in
+    every view of prediction, and once as training disturbs them. The limit lets all but the recipe's share of known
+    cells pass, in each of: validation, sets trained on, sets that are only known.
 
     Parameters
     ----------
     network : torch.nn.Module
         In evaluation mode; only looked at.
-    blocks : sequence of str
-        Names of its parts.
-    crops : (n, S', S', 3) uint8 array
-        Known cells.
-    stored : CropSize
-        What the crops show.
-    looks : sequence of callables
-        Each takes all crops, once as they are and once made strange, to the network's input.
-    strength : float
-        Inverse of the regularisation of scikit-learn's logistic regression on standardised statistics.
+    recipe : Recipe
+        With a `unlike` above 0.
+    ready : Prepared
+        Cells.
 
     Returns
     -------
-    (d,) and () float32 tensors
-        Weight and bias.
+    dict
+        What the card says (`napari_wbc.unlikeness`).
+    dict of str to tensor
+        What joins the weights.
     """
+    names = _watched(network)
+    gauge = Gauge([network.get_submodule(name) for name in names], torch.zeros(0), torch.zeros(()))
+    rng = np.random.default_rng(recipe.seed)
+    rows = ready.split.rows("train")
+    rows = np.sort(rng.choice(rows, min(MOST_CELLS, len(rows)), replace=False))
+    crops = np.concatenate([ready.crops[rows], ready.extra])
+    y = np.concatenate([ready.y[rows], ready.extra_y])
+    plain = [_plain(recipe, ready, view) for view in recipe.views or ((),)]
+
+    def disturbed(crops: npt.NDArray[np.uint8], y: npt.NDArray[np.int64]) -> Tensor:
+        return disturbed_crops(crops, y, ready, recipe)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        np.random.seed(recipe.seed)  # noqa: NPY002 - the state that the disturbances use
+        known, strange = (
+            np.concatenate([_statistics(gauge, network, look, crops, y, change) for look in (*plain, disturbed)])
+            for change in (None, ready.stored)
+        )
+    weight, bias = _regression(known, strange)
+    gauge = Gauge(gauge.blocks, weight, bias)
+    val = ready.split.rows("val")
+    trained_on = ready.extra_weight > 0
+    limits = []
+    for crops, y in (
+        (ready.crops[val], ready.y[val]),
+        (ready.extra[trained_on], ready.extra_y[trained_on]),
+        (ready.extra[~trained_on], ready.extra_y[~trained_on]),
+    ):
+        if len(crops):
+            seen = np.mean([_statistics(gauge, network, look, crops, y) @ weight.numpy() for look in plain], axis=0)
+            limits.append(float(np.quantile(seen + float(bias), 1 - recipe.unlike)))
+    above = round(1 / (1 + math.exp(-max(limits))), 6) if limits else 0.5
+    return {"blocks": names, "above": above}, {PREFIX + "weight": weight, PREFIX + "bias": bias}
+
+
+def _watched(network: nn.Module) -> list[str]:
+    """Names of up to eight blocks, evenly spread from the first to the last."""
+    parts = blocks(network.features)  # type: ignore[arg-type]
+    chosen = {round(k) for k in np.linspace(0, len(parts) - 1, MOST_BLOCKS + 1)[1:]}
+    names = {part: name for name, part in network.named_modules()}
+    return [names[parts[k]] for k in sorted(chosen)]
+
+
+def _plain(recipe: Recipe, ready: Prepared, view: Sequence[Mapping[str, Any]]) -> Look:
+    def look(crops: npt.NDArray[np.uint8], _: npt.NDArray[np.int64]) -> Tensor:
+        return apply_steps(plain_crops(crops, ready.stored, recipe.size), (*view, *recipe.preprocessing), recipe.size)
+
+    return look
+
+
+def _statistics(
+    gauge: Gauge,
+    network: nn.Module,
+    look: Look,
+    crops: npt.NDArray[np.uint8],
+    y: npt.NDArray[np.int64],
+    strange: CropSize | None = None,
+    batch: int = 64,
+) -> npt.NDArray[np.float32]:
+    """What the gauge sees (n, d) of crops, made strange if it is told what they show."""
+    found = []
+    for start in range(0, len(crops), batch):
+        part = np.array(crops[start : start + batch])
+        if strange is not None:
+            changed = make_strange(torch.from_numpy(part).permute(0, 3, 1, 2).float() / 255, strange)
+            part = (changed.permute(0, 2, 3, 1) * 255).round().byte().numpy()
+        with torch.inference_mode(), gauge.watching():
+            network(look(part, y[start : start + batch]).contiguous(memory_format=torch.channels_last))
+        found.append(gauge.statistics().numpy())
+    return np.concatenate(found)
+
+
+def _regression(known: npt.NDArray[np.float32], strange: npt.NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+    """Weight (d,) and bias () on statistics as they are."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler
 
-    gauge = Gauge([network.get_submodule(name) for name in blocks], torch.zeros(0), torch.zeros(()))
-    rows: list[npt.NDArray[np.float32]] = []
-    strange: list[npt.NDArray[np.bool_]] = []
-    for look in looks:
-        for changed in (False, True):
-            for part in _parts(crops):
-                part = make_strange(part, stored) if changed else part
-                with torch.inference_mode(), gauge.watching():
-                    network(look(part).contiguous(memory_format=torch.channels_last))
-                rows.append(gauge.statistics().cpu().numpy())
-                strange.append(np.full(len(part), changed))
     scaler = StandardScaler()
-    x = scaler.fit_transform(np.concatenate(rows))
-    regression = LogisticRegression(C=strength, max_iter=500, class_weight="balanced")
-    regression.fit(x, np.concatenate(strange))
+    x = scaler.fit_transform(np.concatenate([known, strange]))
+    regression = LogisticRegression(C=STRENGTH, max_iter=500, class_weight="balanced")
+    regression.fit(x, np.repeat([False, True], [len(known), len(strange)]))
     weight = regression.coef_[0] / scaler.scale_
     bias = regression.intercept_[0] - (weight * scaler.mean_).sum()
     return torch.tensor(weight, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32)
-
-
-def _parts(crops: npt.NDArray[np.uint8], size: int = 64) -> Iterator[Tensor]:
-    for start in range(0, len(crops), size):
-        yield torch.from_numpy(np.array(crops[start : start + size])).permute(0, 3, 1, 2).float() / 255
 
 
 def _zoomed(crops: Tensor, factor: Tensor) -> Tensor:

@@ -52,22 +52,31 @@ class Gauge:
         self._seen: list[Tensor] = []
 
     @classmethod
-    def load(cls, network: nn.Module, told: Mapping[str, Any], state: Mapping[str, Tensor]) -> Gauge | None:
+    def load(
+        cls, network: nn.Module, told: Mapping[str, Any], state: Mapping[str, Tensor], pixels: int
+    ) -> Gauge | None:
         """Return the gauge of a model card, or None if the card has none.
 
         Raises
         ------
         ValueError
-            If the network lacks a block, or the weights are missing.
+            If the network lacks a block, or the weights are missing or do not fit.
         """
         if not told:
             return None
+        import torch
+
         try:
             blocks = [network.get_submodule(name) for name in told["blocks"]]
             weight, bias = state[PREFIX + "weight"].float(), state[PREFIX + "bias"].float()
         except (AttributeError, KeyError) as error:
             raise ValueError(f"unlikeness: the network or the weights lack {error}") from error
-        return cls(blocks, weight, bias)
+        gauge = cls(blocks, weight, bias)
+        with torch.inference_mode(), gauge.watching():
+            network(torch.zeros(1, 3, pixels, pixels))
+        if gauge.statistics().shape[1:] != weight.shape or bias.shape != ():
+            raise ValueError("unlikeness: the weights do not fit the blocks that the card names")
+        return gauge
 
     def to(self, device: torch.device | str) -> Gauge:
         """Return the gauge of a network that was moved there."""
@@ -94,14 +103,13 @@ class Gauge:
         """Return the score (n,) of the pass that was watched; above 0 is unlike rather than like."""
         import torch
 
-        statistics = self.statistics()
-        if statistics.shape[1] != len(self.weight):
-            raise ValueError(f"unlikeness: {statistics.shape[1]} statistics do not fit {len(self.weight)} weights")
-        return torch.nan_to_num(statistics @ self.weight + self.bias, nan=30.0)
+        return torch.nan_to_num(self.statistics() @ self.weight + self.bias, nan=30.0)
 
     def _see(self, _module: nn.Module, _inputs: Any, maps: Tensor) -> None:
         import torch
 
+        if maps.dim() != 4:
+            raise ValueError("unlikeness: a block of the network gives no feature maps (n, c, h, w)")
         rows, columns = (int(side * MARGIN) for side in maps.shape[2:])
         middle = maps[:, :, rows : maps.shape[2] - rows, columns : maps.shape[3] - columns].float().flatten(2)
         self._seen += torch.std_mean(middle, 2, correction=0)[::-1]

@@ -246,23 +246,30 @@ def measure(
     """
     from skimage.measure import regionprops_table
 
-    ids, compact = np.unique(labels, return_inverse=True)
-    compact = compact.reshape(labels.shape).astype(np.int32)
-    if ids.size and ids[0] < 0:
+    if labels.size and labels.min() < 0:
         raise CellsError("a label image must not hold negative values")
-    if ids.size and ids[0] != 0:  # no background at all: keep 0 free for it
-        ids, compact = np.concatenate([[0], ids]), compact + 1
-    if ids.size < 2:
+    if not labels.any():
         return Cells.empty()
+    if labels.max() <= labels.size:  # counting is ten times as fast as sorting
+        ids = np.flatnonzero(np.bincount(labels.ravel()))
+        place = np.zeros(int(ids[-1]) + 1, np.int32)
+        ids = ids[ids > 0]
+        place[ids] = np.arange(1, len(ids) + 1)
+        compact = place[labels]
+    else:
+        ids, inverse = np.unique(labels, return_inverse=True)
+        background = ids[0] == 0
+        compact = inverse.reshape(labels.shape).astype(np.int32) + (not background)
+        ids = ids[int(background) :]
     columns = ("centroid", "bbox", "area", "eccentricity", "solidity")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Failed to get convex hull")  # a region of one or two pixels
         table = pd.DataFrame(regionprops_table(compact, properties=columns))
     table["solidity"] = table["solidity"].where(np.isfinite(table["solidity"]), 1.0)
     table["nucleus_area"] = (
-        np.nan if nuclei is None else np.bincount(compact[nuclei > 0], minlength=len(ids))[1:].astype(float)
+        np.nan if nuclei is None else np.bincount(compact[nuclei > 0], minlength=len(ids) + 1)[1:].astype(float)
     )
-    table["label"] = ids[1:]
+    table["label"] = ids
     table["slide"] = slide
     table["mpp"] = mpp
     table["area_um2"] = (table["area"] * mpp**2).round(3)

@@ -22,9 +22,9 @@ SHOTS = {
     "classify_light": ("nine_fields", "Classify white cells", "light"),
     "segment": ("smear_neutrophil_monocyte", "Segment cells", "dark"),
     "crop": ("smear_neutrophil_monocyte", "Crop cells", "dark"),
-    "train": ("smear_neutrophil_monocyte", "Train classifier", "dark"),
+    "train": ("nine_fields", "Train classifier", "dark"),
 }
-A_CLASS = 30
+A_CLASS = 40
 
 
 def wait(seconds, until=lambda: False):

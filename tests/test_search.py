@@ -92,6 +92,7 @@ def test_sweeps_are_ranked_by_folds_and_the_best_goes_on(tree: Path, tmp_path: P
         run(tree, tmp_path / "s", stages[:1])
 
 
+@pytest.mark.timeout(1200)  # on a busy machine
 def test_a_killed_search_goes_on_where_it_was(tree: Path, tmp_path: Path) -> None:
     script = tmp_path / "go.py"
     script.write_text(
@@ -106,7 +107,7 @@ def test_a_killed_search_goes_on_where_it_was(tree: Path, tmp_path: Path) -> Non
     command = [sys.executable, str(script), str(tree), str(folder), str(fast)]
     process = subprocess.Popen(command, env=environment)
     second = folder / "rate/02_lr=0.0001/run"
-    for _ in range(2400):
+    for _ in range(6000):
         time.sleep(0.1)
         if (second / "last.ckpt").exists() or process.poll() is not None:
             break
@@ -180,6 +181,7 @@ def test_a_recipe_of_several_runs(tree: Path, tmp_path: Path) -> None:
         (["--sweep", "lr=1e-3", "--folds", "4"], "4 folds need 4 groups"),
         (["--sweep", "lr=1e-3", "--folds", "1"], "must be 2 or more"),
         (["--sweep", "epochs=1", "--epochs", "2"], "leave --epochs out"),
+        (["--sweep", "lr=1e-3", "--mpp", "0.001"], "not between 0.005 and 5"),
         ([], "say what to try"),
     ],
 )

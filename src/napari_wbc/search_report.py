@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,41 +96,44 @@ def write_tables(found: Found) -> list[Path]:
         the last three of the best variant, or of all where a stage compares rows.
     """
     part = reported(found)
-    classes = [
-        result.per_class().assign(stage=trial.stage, variant=trial.name, fold=k)
-        for trial in found.trials
-        for k, result in enumerate(trial.judged(part), start=1)
-    ]
-    tables = {"runs.csv": fold_table(found), "ranked.csv": ranked_table(found)}
-    if classes:
-        tables["classes.csv"] = pd.concat(classes, ignore_index=True)[
-            ["stage", "variant", "fold", *classes[0].columns[:-3]]
-        ]
+    ranked = ranked_table(found)
     written = []
-    for name, table in tables.items():
-        with new_file(found.folder / name) as fresh:
+    for name, table in (("runs", fold_table(found)), ("ranked", ranked), ("classes", _class_table(found, part))):
+        written.append(found.folder / f"{name}.csv")
+        with new_file(written[-1]) as fresh:
             table.to_csv(fresh, index=False)
-        written.append(found.folder / name)
-    ranked = tables["ranked.csv"]
     for stage in found.stages:
         trials = found.of(stage.name)
         best = best_of(trials)
         if best is None:
             continue
         shown = [t for t in trials if not t.failed][:_MOST_SHOWN] if stage.row else [best]
-        figures = {
-            "": _draw_tried(ranked[ranked["stage"] == stage.name], trials, stage.sweep),
+        tried = {"": _draw_tried(ranked[ranked["stage"] == stage.name], trials, stage.sweep)} if len(trials) > 1 else {}
+        figures = tried | {
             "_confusion": _draw_confusions(shown, part),
             "_curves": _draw_curves(shown),
             "_roc": _draw_roc(shown, part),
         }
         note = "; ".join(sorted({trial.recipe.scaled for trial in trials} - {""}))
         for suffix, figure in figures.items():
-            figure.suptitle(f"{stage.name}" + (f" (scaled: {note})" if note else ""), fontsize=10)
+            title = fill(f"{stage.name}" + (f" (scaled: {note})" if note else ""), int(12 * figure.get_figwidth()))
+            figure.suptitle(title, fontsize=10)
             written.append(found.folder / f"{safe_name(stage.name).replace(' ', '_')}{suffix}.png")
             with new_file(written[-1]) as fresh:
                 figure.savefig(fresh, format="png", dpi=110)
     return written
+
+
+def _class_table(found: Found, part: str) -> pd.DataFrame:
+    """A row a class of each run: precision, recall, specificity, F1 and AUC."""
+    blocks = [
+        result.per_class().assign(scaled=trial.recipe.scaled, stage=trial.stage, variant=trial.name, fold=k)
+        for trial in found.trials
+        for k, result in enumerate(trial.judged(part), start=1)
+    ]
+    first = ["stage", "variant", "fold"]
+    table = pd.concat(blocks, ignore_index=True) if blocks else pd.DataFrame(columns=first)
+    return table[[*first, *table.columns.difference(first, sort=False)]]
 
 
 def _figure(n: int, width: float = 4.6, height: float = 4.0, columns: int = 3) -> tuple[Figure, list[Any]]:
@@ -194,6 +198,8 @@ def _draw_confusions(trials: Sequence[Trial], part: str) -> Figure:
 
 
 def _draw_curves(trials: Sequence[Trial]) -> Figure:
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure(2 * len(trials), 4.6, 3.0, 2)
     for k, trial in enumerate(trials):
         for fold, history in enumerate(trial.histories):
@@ -205,6 +211,7 @@ def _draw_curves(trials: Sequence[Trial]) -> Figure:
                               label=label if fold == 0 else None)  # fmt: skip
                 axis.set_title(f"{trial.name}: {seen}", fontsize=9)
                 axis.set_xlabel("epoch")
+                axis.xaxis.set_major_locator(MaxNLocator(integer=True))
                 axis.grid(alpha=0.3)
                 axis.legend(frameon=False, fontsize=8)
     return figure

@@ -8,7 +8,7 @@ thumbnail, label and macro image), ``.ome.tif`` an OME-TIFF with SubIFDs, ``.ome
 measures software, it is no smear of any person.
 
 Fields with white cells come from bccd and bcisc_sample, the film between them from fields_rbc (which shows none). Every
-field is brought to one scale (measured from its red cells) and to one flat, white light, as a scanner gives it; half of
+field is brought to one scale (measured from its red cells) and to one flat, white light, as a scanner gives it; red cells to one colour; half of
 the cells lie on seams of the tiles on purpose. Memory: a row of tiles and the fields, whatever the size of the slide.
 """
 
@@ -73,10 +73,20 @@ def flat(image: np.ndarray) -> np.ndarray:
     return np.clip(image / np.maximum(light, 20) * LIGHT, 0, 255).astype(np.uint8)
 
 
-def measured(paths: list[Path]) -> float:
-    """µm per pixel of a source: the median of some fields."""
+def measured(paths: list[Path]) -> tuple[float, np.ndarray]:
+    """µm per pixel and density of the red cells of a source: medians of some fields."""
     looks = [appearance(np.asarray(Image.open(path).convert("RGB"))) for path in paths[:12]]
-    return float(np.median([look.mpp for look in looks if look.mpp_source == "red cells"]))
+    looks = [look for look in looks if look.mpp_source == "red cells"]
+    return float(np.median([look.mpp for look in looks])), np.median([look.red for look in looks], axis=0)
+
+
+def stained(image: np.ndarray, red: np.ndarray) -> np.ndarray:
+    """Bring the red cells of a flat field to a colour, for a smear has one stain."""
+    own = np.array(appearance(image).red)
+    if not own.any():
+        return image
+    share = np.minimum((image.astype(np.float32) + 1) / (LIGHT + 1), 1) ** np.clip(red / np.maximum(own, 0.02), 0.3, 3)
+    return np.clip(share * LIGHT, 0, 255).astype(np.uint8)
 
 
 def resized(image: np.ndarray, factor: float) -> np.ndarray:
@@ -90,7 +100,8 @@ def load(data: Path, mpp: float, most: int, rng: np.random.Generator) -> tuple[l
     labels = labels[labels["single"]].sample(frac=1, random_state=int(rng.integers(2**31)))
     paths = [data / "bccd/images" / name for name in labels["image"]]
     with_cells = []
-    factor = measured(paths) / mpp
+    found, red = measured(paths)
+    factor = found / mpp
     for path, name in zip(paths, labels["types"], strict=True):
         boxes = []
         for entry in ET.parse(data / "bccd/annotations" / f"{path.stem}.xml").iter("object"):
@@ -99,7 +110,9 @@ def load(data: Path, mpp: float, most: int, rng: np.random.Generator) -> tuple[l
                 boxes.append(Box(tuple(factor * edge for edge in edges), name))
         # A cell that the field cuts is no fair question.
         if all(b.box[0] > 2 and b.box[1] > 2 and b.box[2] < 478 * factor and b.box[3] < 638 * factor for b in boxes):
-            with_cells.append(Field(path.stem, resized(flat(np.asarray(Image.open(path).convert("RGB"))), factor), tuple(boxes)))
+            with_cells.append(
+                Field(path.stem, resized(flat(np.asarray(Image.open(path).convert("RGB"))), factor), tuple(boxes))
+            )
         if len(with_cells) == most:
             break
     for row in pd.read_csv(data / "bcisc_sample/boxes.csv").to_dict("records"):
@@ -107,12 +120,14 @@ def load(data: Path, mpp: float, most: int, rng: np.random.Generator) -> tuple[l
         image = np.asarray(Image.open(path).convert("RGB"))
         factor = appearance(image).mpp / mpp
         edges = tuple(factor * row[k] for k in ("y0", "x0", "y1", "x1"))
-        with_cells.append(Field(path.stem, resized(flat(image), factor), (Box(edges, BCISC[row["class"]]),)))
+        with_cells.append(
+            Field(path.stem, resized(stained(flat(image), red), factor), (Box(edges, BCISC[row["class"]]),))
+        )
     paths = sorted((data / "fields_rbc").glob("*.jpg"))[:most]
-    factor = measured(paths) / mpp
+    factor = measured(paths)[0] / mpp
     fillers = []
     for path in paths:
-        image = flat(np.asarray(Image.open(path).convert("RGB")))
+        image = stained(flat(np.asarray(Image.open(path).convert("RGB"))), red)
         # Pointers and scale bars lie in the lower right corner.
         fillers.append(Field(path.stem, resized(image[:400, :480], factor)))
     return with_cells, fillers
@@ -141,7 +156,9 @@ class Smear:
         self.truth: list[dict[str, Any]] = []
         n_rows = -(-self.height // self.pitch)
         # Whole pieces only: the last row and column may be cut.
-        slots = [(r, c) for r in range(self.height // self.pitch) for c in range(self.width // (self.piece + tile) or 1)]
+        slots = [
+            (r, c) for r in range(self.height // self.pitch) for c in range(self.width // (self.piece + tile) or 1)
+        ]
         picked = sorted(rng.choice(len(slots), min(cells, len(slots)), replace=False))
         wanted: dict[int, list[int]] = {}
         for slot in picked:
@@ -237,13 +254,17 @@ class Smear:
         image = self._bare(first, min(bottom + margin, self.height))
         y = np.arange(first, first + len(image)) / self.height
         for name in ZONES[1:]:
-            x = [x for x in np.arange(64) / 64 + 1 / 128 if any(self.zone(v * self.height, x * self.width) == name for v in y[::8])]
+            x = [
+                x
+                for x in np.arange(64) / 64 + 1 / 128
+                if any(self.zone(v * self.height, x * self.width) == name for v in y[::8])
+            ]
             if x:
-                self._disturb(image, name, y)
+                self._disturb(image, image.copy(), name, y, first)
         return np.ascontiguousarray(image[top - first : bottom - first])
 
-    def _disturb(self, image: np.ndarray, name: str, y: np.ndarray) -> None:
-        step = max(1, int(8 / self.mpp))
+    def _disturb(self, image: np.ndarray, before: np.ndarray, name: str, y: np.ndarray, first: int) -> None:
+        step = max(1, int(12 / self.mpp))
         for left in range(0, self.width, step):
             columns = slice(left, min(left + step, self.width))
             middle = (columns.start + columns.stop) / 2
@@ -254,12 +275,12 @@ class Smear:
             if name == "glass":
                 part = np.broadcast_to(LIGHT, part.shape)
             elif name == "thick part":
-                other = np.roll(image, self.piece // 3, axis=1)[:, columns][rows]
-                third = np.roll(image, -self.piece // 2, axis=1)[::-1, columns][rows]
+                other = np.roll(before, self.piece // 3, axis=1)[:, columns][rows]
+                third = np.roll(before, -self.piece // 2, axis=1)[::-1, columns][rows]
                 part = part * (other / LIGHT) * (third / LIGHT)
             elif name == "feathered edge":
                 # A cell in six stays, the rest is film.
-                keep = ((left // step) * 7919 + (np.flatnonzero(rows) // step) * 104729) % 23 == 0
+                keep = ((left // step) * 7919 + ((np.flatnonzero(rows) + first) // step) * 104729) % 6 == 0
                 part = np.where(keep[:, None, None], part, LIGHT)
             elif name == "pen":
                 part = part * np.array([0.12, 0.28, 0.62])
@@ -282,7 +303,9 @@ class Smear:
                 lines = (np.arange(first, last) - y + piece.top_in) % (2 * len(image))
                 lines = np.minimum(lines, 2 * len(image) - 1 - lines)
                 columns = slice(piece.left, min(piece.left + piece.width, self.width))
-                out[first - top : last - top, columns] = image[lines, piece.left_in : piece.left_in + columns.stop - columns.start]
+                out[first - top : last - top, columns] = image[
+                    lines, piece.left_in : piece.left_in + columns.stop - columns.start
+                ]
         return out
 
     def region(self, top: int, left: int, bottom: int, right: int) -> np.ndarray:
@@ -360,10 +383,17 @@ def write_tiff(path: Path, levels: Levels, quality: int) -> None:
             extra: dict[str, Any] = {"resolution": (1e4 / mpp, 1e4 / mpp)}
             if ome and k == 0:
                 sizes = {f"PhysicalSize{a}": mpp for a in "XY"} | {f"PhysicalSize{a}Unit": "µm" for a in "XY"}
-                extra |= {"subifds": len(levels.shapes) - 1, "metadata": {"axes": "YXS", "Name": path.name, "Description": SYNTHETIC, **sizes}}
+                extra |= {
+                    "subifds": len(levels.shapes) - 1,
+                    "metadata": {"axes": "YXS", "Name": path.name, "Description": SYNTHETIC, **sizes},
+                }
             elif svs:
                 text = f"Aperio Image Library v0\r\n{smear.width}x{smear.height} [0,0 {width}x{height}] ({smear.tile}x{smear.tile}) JPEG/RGB Q={quality}"
-                extra = {"description": f"{text}|AppMag = 40|MPP = {smear.mpp}|Title = {SYNTHETIC}", "metadata": None, "subfiletype": 0}
+                extra = {
+                    "description": f"{text}|AppMag = 40|MPP = {smear.mpp}|Title = {SYNTHETIC}",
+                    "metadata": None,
+                    "subfiletype": 0,
+                }
             else:
                 extra |= {"description": SYNTHETIC if k == 0 else None, "metadata": None, "subfiletype": int(k > 0)}
             if ome and k:
@@ -422,7 +452,9 @@ def write_slide(path: Path, smear: Smear, *, factor: int = 4, quality: int = 85,
             write_tiff(path, levels, quality)
     truth = path.with_name(path.name + ".truth.csv")
     with truth.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(smear.truth[0]) if smear.truth else ["centroid-0", "centroid-1", "synthetic"])
+        writer = csv.DictWriter(
+            stream, list(smear.truth[0]) if smear.truth else ["centroid-0", "centroid-1", "synthetic"]
+        )
         writer.writeheader()
         writer.writerows(smear.truth)
     return truth

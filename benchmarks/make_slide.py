@@ -275,9 +275,8 @@ class Smear:
             if name == "glass":
                 part = np.broadcast_to(LIGHT, part.shape)
             elif name == "thick part":
-                other = np.roll(before, self.piece // 3, axis=1)[:, columns][rows]
-                third = np.roll(before, -self.piece // 2, axis=1)[::-1, columns][rows]
-                part = part * (other / LIGHT) * (third / LIGHT)
+                for k in (2, 3, 5, 7):  # cells upon cells
+                    part = part * (np.roll(before, self.piece // k, axis=1)[:: 1 - 2 * (k % 2), columns][rows] / LIGHT)
             elif name == "feathered edge":
                 # A cell in six stays, the rest is film.
                 keep = ((left // step) * 7919 + ((np.flatnonzero(rows) + first) // step) * 104729) % 6 == 0

@@ -127,7 +127,7 @@ class Film:
 
 
 def survey(
-    view: View, tile: int = 1024, window: tuple[int, int, int, int] | None = None
+    view: View, tile: int = 512, window: tuple[int, int, int, int] | None = None
 ) -> Iterator[tuple[int, int] | Film]:
     """Look at a slide tile by tile.
 

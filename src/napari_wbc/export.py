@@ -21,6 +21,7 @@ from .tables import MARK, encode, read_cells, write_cells
 
 if TYPE_CHECKING:
     from .pipeline import Analysis
+    from .slide import Slide
     from .whole import Whole
 
 __all__ = [
@@ -193,19 +194,24 @@ def _write_slide(
 
     from .picture import region_map
 
-    slide, more = analysis.slide, {}
+    slide = analysis.slide
+    more: dict[str, bytes] = {}
     image = slide.thumbnail(_THUMBNAIL)
     if "annotated.png" in files:
         picture = BytesIO()
         region_map(image, whole.film.kinds, slide.shape, whole.film.step).save(picture, "PNG")
         more["regions.png"] = picture.getvalue()
-    note = {"slide": str(slide.path.absolute()) if slide.path else None, "shape": list(slide.shape)}
-    more["regions.csv"] = whole.regions.to_csv(index=False).encode()
-    more["slide.json"] = (json.dumps(note) + "\n").encode()
+    more |= slide_note(slide) | {"regions.csv": whole.regions.to_csv(index=False).encode()}
     return write_folder(
         folder, analysis.cells, None, image=image, picture=slide.path, files=files, corrected=corrected,
         overwrite=overwrite, rings=whole.rings, step=slide.shape[1] / image.shape[1], more=more,
     )  # fmt: skip
+
+
+def slide_note(slide: Slide) -> dict[str, bytes]:
+    """Return ``slide.json``, which says which slide the results of a folder are of."""
+    note = {"slide": str(slide.path.absolute()) if slide.path else None, "shape": list(slide.shape)}
+    return {"slide.json": (json.dumps(note) + "\n").encode()}
 
 
 def check_folder(folder: str | Path, *, overwrite: bool) -> None:

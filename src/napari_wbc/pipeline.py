@@ -98,7 +98,7 @@ def analyse(
     threshold: float | None = None,
     within: Polygons | None = None,
     everywhere: bool = False,
-    tile: int = 1024,
+    tile: int = 512,
 ) -> Generator[Progress, None, Analysis]:
     """Segment, measure, crop and classify the white cells of a field or a whole slide.
 

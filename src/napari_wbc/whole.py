@@ -94,7 +94,7 @@ def find(
     *,
     within: Polygons | None = None,
     everywhere: bool = False,
-    tile: int = 1024,
+    tile: int = 512,
 ) -> Generator[Step, None, Found]:
     """Find and classify the white cells of a whole slide; see `napari_wbc.pipeline.analyse`.
 
@@ -272,14 +272,26 @@ class _Job:
     def crop(self, cell: dict[str, Any]) -> npt.NDArray[np.uint8]:
         """Cut a cell out of the slide as the network wants it."""
         assert self.size is not None  # noqa: S101
-        box = [cell[f"bbox-{k}"] for k in range(4)]
-        mpp = self.size.scale_for(self.look.mpp, np.array([max(box[2] - box[0], box[3] - box[1])], float))
-        reach = int(self.size.side_um / mpp[0] * (0.5 + 3 / self.size.pixels)) + 6
-        centre = np.array([cell["centroid-0"], cell["centroid-1"]])
+        wide = max(cell["bbox-2"] - cell["bbox-0"], cell["bbox-3"] - cell["bbox-1"])
+        mpp = self.size.scale_for(self.look.mpp, np.array([wide], float))
+        return crop_slide(self.slide, np.array([[cell["centroid-0"], cell["centroid-1"]]]), mpp, self.size)[0]
+
+
+def crop_slide(
+    slide: Slide, centroids: npt.NDArray[np.floating], mpp: float | npt.NDArray[np.floating], size: CropSize
+) -> npt.NDArray[np.uint8]:
+    """Do what `napari_wbc.crop.crop_cells` does for a slide of any size: only the parts around the points are read."""
+    if not slide.is_whole:
+        return crop_cells(slide.image, centroids, mpp, size)
+    scales = np.broadcast_to(np.asarray(mpp, np.float64), len(centroids))
+    crops = np.empty((len(centroids), size.pixels, size.pixels, 3), np.uint8)
+    for k, centre in enumerate(np.asarray(centroids, np.float64)):
+        reach = int(size.side_um / scales[k] * (0.5 + 3 / size.pixels)) + 6
         first = np.maximum(np.floor(centre).astype(int) - reach, 0)
-        last = np.minimum(np.ceil(centre).astype(int) + reach, self.slide.shape)
-        region = self.slide.read((int(first[0]), int(first[1]), int(last[0]), int(last[1])))
-        return crop_cells(region, (centre - first)[None], mpp, self.size)[0]
+        last = np.minimum(np.ceil(centre).astype(int) + reach, slide.shape)
+        region = slide.read((int(first[0]), int(first[1]), int(last[0]), int(last[1])))
+        crops[k] = crop_cells(region, (centre - first)[None], scales[k : k + 1], size)[0]
+    return crops
 
 
 def _ahead(job: Callable[[int], list[_Found]], order: range) -> Iterator[list[_Found]]:

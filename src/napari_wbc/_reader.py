@@ -55,9 +55,8 @@ def _reader_for(path: Path) -> Reader | None:
 
 
 def _has_results(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("labels.tif", "slide.json")) and any(
-        (folder / name).is_file() for name in _TABLES
-    )
+    names = {name for name in (*_TABLES, "labels.tif", "slide.json") if (folder / name).is_file()}
+    return bool(names & {"labels.tif", "slide.json"}) and bool(names & set(_TABLES))
 
 
 def _head(path: Path) -> str:
@@ -144,7 +143,7 @@ def _slide(path: Path, layers: list[LayerTuple]) -> list[LayerTuple]:
         opened = read_slide(path)
     except (ImageError, OSError):  # it has gone bad since; the results are still good
         return []
-    place = {name: opened[0][1][name] for name in ("scale", "units") if name in opened[0][1]}
+    place: dict[str, Any] = {name: opened[0][1][name] for name in ("scale", "units") if name in opened[0][1]}
     for _, attributes, _ in layers:
         attributes.update(place)
     return opened

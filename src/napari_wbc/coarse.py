@@ -176,9 +176,9 @@ def _meets(view: View, y: int, x: int, side: int, window: tuple[int, int, int, i
 def _light(view: View, window: tuple[int, int, int, int] | None) -> tuple[npt.NDArray[np.float64], float]:
     """Colour of the empty film, and the density in green above which something lies on it, from a few windows."""
     rows, columns = view.shape
-    edges = (0, 0, rows, columns)
+    edges = [0, 0, rows, columns]
     if window is not None:
-        edges = tuple(int(np.clip(e / view.step, 0, n)) for e, n in zip(window, (rows, columns) * 2, strict=True))
+        edges = [int(np.clip(e / view.step, 0, n)) for e, n in zip(window, (rows, columns) * 2, strict=True)]
     top, left, bottom, right = edges
     seen = []
     for y in np.linspace(top, max(top, bottom - _SAMPLE_SIDE), _SAMPLES).astype(int):

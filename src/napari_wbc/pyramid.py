@@ -284,7 +284,12 @@ class TiffPixels(_File):
         """Return an image beside the slide."""
         if name not in self._images:
             return super().associated_image(name)
-        return TiffPixels(self.path, [self._images[name]], {}).read(0, 0, 0, *self._images[name].shape[:2])
+        page = self._images[name]
+        image = TiffPixels(self.path, [page], {})
+        try:
+            return image.read(0, 0, 0, page.imagelength, page.imagewidth)
+        finally:
+            image._handle().close()
 
 
 class OpenSlidePixels(_File):

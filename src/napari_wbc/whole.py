@@ -103,7 +103,8 @@ def find(
     (stage, done, total, cells) : the cells that were classified since the last step, or None.
     """
     yield "measuring light and scale", 0, 0, None
-    mpp, looks = parameters.mpp, []
+    mpp = parameters.mpp
+    looks: list[Appearance] = []
     if mpp is None:
         mpp, looks = _measured_scale(slide, parameters)
         if mpp is None:
@@ -274,7 +275,9 @@ class _Job:
         assert self.size is not None  # noqa: S101
         wide = max(cell["bbox-2"] - cell["bbox-0"], cell["bbox-3"] - cell["bbox-1"])
         mpp = self.size.scale_for(self.look.mpp, np.array([wide], float))
-        return crop_slide(self.slide, np.array([[cell["centroid-0"], cell["centroid-1"]]]), mpp, self.size)[0]
+        centre = np.array([[cell["centroid-0"], cell["centroid-1"]]], np.float64)
+        crops = crop_slide(self.slide, centre, mpp, self.size)
+        return np.asarray(crops[0], np.uint8)
 
 
 def crop_slide(

@@ -178,7 +178,7 @@ def update_layers(viewer: Viewer, analysis: Analysis, image_layer: Layer) -> dic
         else:
             layer = getattr(viewer, f"add_{kind}")(data, **attributes)
             if role == LABELS:
-                layer.contour = max(2, round(max(analysis.labels.shape) / 350))
+                layer.contour = max(2, round(max(extent) / 350))
         shown[role] = layer
     if analysis.whole is not None:
         show_maps(viewer, analysis, image_layer, transform)

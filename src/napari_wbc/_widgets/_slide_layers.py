@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from napari_wbc.coarse import REASONS
@@ -45,12 +46,11 @@ def show_maps(viewer: Viewer, analysis: Analysis, image_layer: Layer, transform:
     table = analysis.whole.regions
     features = table.assign(index=np.arange(1, len(table) + 1))
     # Where cells were looked for the slide is seen as it is.
-    paint = {
-        k: "transparent" if used else COLOURS[name]
-        for k, (name, used) in enumerate(zip(REASONS, table["used"], strict=True), 1)
-    }
+    paint: dict[int | None, str] = {None: "transparent", 0: "transparent"}
+    for k, (name, used) in enumerate(zip(REASONS, table["used"], strict=True), start=1):
+        paint[k] = "transparent" if used else COLOURS[name]
     regions = viewer.add_labels(
-        film.kinds + 1, name=REGIONS, features=features, colormap={None: "transparent", 0: "transparent", **paint},
+        film.kinds + 1, name=REGIONS, features=features, colormap=paint,
         opacity=0.35, visible=shown.get(REGIONS, True), **_placed(transform, film.step),
     )  # fmt: skip
     mpp = analysis.appearance.mpp
@@ -73,7 +73,7 @@ def _placed(transform: dict[str, Any], step: float) -> dict[str, Any]:
     return transform | {"scale": scale * step, "translate": shift}
 
 
-def _counts(table: pd.DataFrame, shape: tuple[int, int], side: float) -> np.ndarray:
+def _counts(table: pd.DataFrame, shape: tuple[int, int], side: float) -> npt.NDArray[np.float32]:
     rows, columns = (max(1, int(np.ceil(n / side))) for n in shape)
     edges = [np.arange(n + 1) * side for n in (rows, columns)]
-    return np.histogram2d(table["centroid-0"], table["centroid-1"], bins=edges)[0].astype(np.float32)
+    return np.asarray(np.histogram2d(table["centroid-0"], table["centroid-1"], bins=edges)[0], np.float32)

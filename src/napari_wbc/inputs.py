@@ -75,7 +75,9 @@ def _expand(path: Path) -> tuple[list[Path], str]:
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - relative and absolute
         fixed = takewhile(lambda part: not glob.has_magic(part), path.parts)
         files = [match for match in matches if _is_image(match)]
-        found = _without_crops(files, Path(*fixed)) + [f for match in matches if match.is_dir() for f in _within(match)]
+        found = _without_crops(files, Path(*fixed)) + [
+            f for match in matches if match.is_dir() and not is_zarr(match) for f in _within(match)
+        ]
         return sorted(set(found)), "no picture matches the pattern"
     return [], "no such file or folder; check the spelling"
 

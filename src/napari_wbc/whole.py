@@ -186,9 +186,9 @@ def _measured_scale(slide: Slide, parameters: SegmentParameters) -> tuple[float 
 def _appearance(slide: Slide, film: Film, parameters: SegmentParameters) -> Generator[Step, None, Appearance]:
     """Light, stain and thresholds of the slide: medians over windows around the best candidates of the monolayer."""
     good = film.peaks[film.kind_at(film.peaks) == 0] if len(film.peaks) else film.peaks
-    # From the best down to the middle of those that may well be cells, evenly.
+    # Evenly from the best down to what has less than half of the dye of good ones: rare or many, they are white cells.
     scores = film.scores[film.kind_at(film.peaks) == 0] if len(film.peaks) else film.scores
-    likely = good[scores > 0.5 * np.percentile(scores, 99)] if len(scores) else good
+    likely = good[scores > 0.4 * scores[min(_LOOKS, len(scores)) - 1]] if len(scores) else good
     chosen = likely[np.unique(np.linspace(0, max(0, len(likely) - 1), _LOOKS).astype(int))] if len(likely) else likely
     if not len(chosen):
         chosen = np.array([[n / 2 for n in slide.shape]])

@@ -243,7 +243,17 @@ def pool(outcomes: Iterable[Outcome]) -> Cells:
 def versions() -> dict[str, str]:
     """Return the versions that results depend on."""
     found = {"python": platform.python_version()}
-    for name in ("napari-wbc", "torch", "torchvision", "numpy", "scikit-image", "scipy", "pandas", "pillow"):
+    for name in (
+        "napari-wbc",
+        "torch",
+        "torchvision",
+        "numpy",
+        "scikit-image",
+        "scipy",
+        "pandas",
+        "pillow",
+        "imagecodecs",
+    ):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

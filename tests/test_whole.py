@@ -32,10 +32,10 @@ def test_the_cells_of_a_slide_are_those_of_its_fields(found):
     for k, place in enumerate(FIELDS[:4]):
         alone = run(analyse(Slide.open(place), parameters=parameters)).cells
         corner = np.array([k // 2 * 480, k % 2 * 640])
-        for centre, area in zip(alone.centroids + corner, alone.table["area"], strict=True):
+        for centre, area in zip(alone.centroids + corner, alone.table["nucleus_area"], strict=True):
             apart = np.linalg.norm(found.cells.centroids - centre, axis=1)
             assert apart.min() * slides.MPP < 2
-            assert 0.6 < found.cells.table["area"].iloc[int(apart.argmin())] / area < 1.6
+            assert 0.6 < found.cells.table["nucleus_area"].iloc[int(apart.argmin())] / area < 1.6
 
 
 @pytest.mark.parametrize("tile", [48, 96])

@@ -55,7 +55,8 @@ def _reader_for(path: Path) -> Reader | None:
 
 
 def _has_results(folder: Path) -> bool:
-    return (folder / "labels.tif").is_file() and any((folder / name).is_file() for name in _TABLES)
+    names = {name for name in (*_TABLES, "labels.tif", "slide.json") if (folder / name).is_file()}
+    return bool(names & {"labels.tif", "slide.json"}) and bool(names & set(_TABLES))
 
 
 def _head(path: Path) -> str:
@@ -128,7 +129,24 @@ def _layers(folder: Path, name: str = "") -> list[LayerTuple]:
     for _, attributes, _ in layers:
         # So that a picture can be drawn again when corrected cells are saved.
         attributes.setdefault("metadata", {}).setdefault(_MARK, {})["picture"] = str(results.image)
+    if results.labels is None:
+        return [*_slide(results.image, layers), *layers]
     return [*_picture(results.image, results.labels.shape, name), *layers]
+
+
+def _slide(path: Path, layers: list[LayerTuple]) -> list[LayerTuple]:
+    """Return the slide, and lay the cells over it."""
+    from ._slide_reader import read_slide
+    from .slide import ImageError
+
+    try:
+        opened = read_slide(path)
+    except (ImageError, OSError):  # it has gone bad since; the results are still good
+        return []
+    place: dict[str, Any] = {name: opened[0][1][name] for name in ("scale", "units") if name in opened[0][1]}
+    for _, attributes, _ in layers:
+        attributes.update(place)
+    return opened
 
 
 def _picture(path: Path, shape: tuple[int, ...], name: str) -> list[LayerTuple]:

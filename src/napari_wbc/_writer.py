@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .export import RESULT_FILES, ExportError, write_cells, write_folder
+from .export import RESULT_FILES, ExportError, slide_note, write_cells, write_folder
 from .tables import MARK
 
 FullLayerData = tuple[Any, Mapping[str, Any], str]
@@ -51,7 +51,8 @@ def write_layers(path: str, layer_data: Sequence[FullLayerData]) -> list[str]:
     image = _image(layer_data, picture, labels)
     files = (*RESULT_FILES, "differential.csv")
     # What somebody saved is a reviewer's: no later run may replace it unasked.
-    folder = write_folder(path, cells, labels, image=image, picture=picture, files=files, corrected=True)
+    more = _note(picture) if labels is None else None
+    folder = write_folder(path, cells, labels, image=image, picture=picture, files=files, corrected=True, more=more)
     return [str(file) for file in sorted(folder.iterdir())]
 
 
@@ -93,6 +94,17 @@ def _picture_of(attributes: Mapping[str, Any]) -> Path | None:
     own = metadata.get(MARK)
     found = own.get("picture") if isinstance(own, Mapping) else metadata.get("path")
     return Path(found) if isinstance(found, str) and Path(found).is_file() else None
+
+
+def _note(picture: Path | None) -> dict[str, bytes] | None:
+    """Say which slide the cells are of, where it is a whole one."""
+    from .slide import ImageError, Slide
+
+    try:
+        slide = Slide.open(picture) if picture else None
+    except (ImageError, OSError):
+        return None
+    return slide_note(slide) if slide is not None and slide.is_whole else None
 
 
 def _image(

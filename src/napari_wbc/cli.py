@@ -46,7 +46,10 @@ Threshold = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest if not given.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that were corrected, too.")]
-Megapixels = Annotated[float, typer.Option(min=0.0, help="Larger pictures are refused.")]
+Megapixels = Annotated[float, typer.Option(min=0.0, help="Larger pictures are refused; slides have any size.")]
+Everywhere = Annotated[
+    bool, typer.Option("--everywhere", help="On whole slides, look outside the monolayer too: thick part, edge, blur.")
+]
 
 
 def main() -> None:
@@ -89,9 +92,10 @@ def annotate(
     threshold: Threshold = None,
     device: Device = None,
     max_megapixels: Megapixels = 250.0,
+    everywhere: Everywhere = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Find, classify and count the white cells of pictures.
+    """Find, classify and count the white cells of pictures and whole slides.
 
     Each picture gets a folder with its cells (CSV, Parquet, GeoJSON for QuPath), labels and an
     annotated picture. differential.csv counts each picture and all together; run.json says how.
@@ -100,7 +104,7 @@ def annotate(
     from .keep import ResultFolders
     from .record import Settings, count_run
 
-    run = Run("annotate", images, Settings(mpp, threshold, max_megapixels))
+    run = Run("annotate", images, Settings(mpp, threshold, max_megapixels, everywhere))
     classifier = load_classifier(model, device)
     run.work(classifier, ResultFolders(output, overwrite=overwrite))
     with told():

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
     from .classifier import Classifier, ModelCard
     from .keep import Keeper
-    from .record import Outcome, Settings
+    from .pipeline import Analysis
+    from .record import Outcome, Settings, Steps
 
 ALL_FAILED, USAGE, SOME_FAILED, STOPPED = 1, 2, 3, 130
 T = TypeVar("T")
@@ -100,7 +102,9 @@ class Run:
             import_module(name)
         self.start = time.perf_counter()  # without the time to import and to load
         try:
-            for outcome in bar(analyse_files(self.inputs, classifier, self.settings, keeper), self.inputs):
+            names: dict[Input, str] = {}
+            results = analyse_files(self.inputs, classifier, self.settings, keeper, partial(_stages, names))
+            for outcome in bar(results, self.inputs, names):
                 self.outcomes.append(outcome)
                 self.notes.update(outcome.notes)
                 if outcome.error:
@@ -160,11 +164,31 @@ def load_classifier(model: str | None, device: str | None) -> Classifier:
         stop(f"device {device}: cannot be used ({str(error).splitlines()[0]}); leave --device out", USAGE)
 
 
-def bar(results: Iterable[T], inputs: Sequence[Input]) -> Iterator[T]:
-    """Pass results on and show on standard error which file is being worked on."""
+def _stages(names: dict[Input, str], item: Input, steps: Steps) -> Steps:
+    """Pass the steps of a whole slide on and note what is being done."""
+    while True:
+        try:
+            step = next(steps)
+        except StopIteration as stop:
+            names.pop(item, None)
+            result: Analysis = stop.value
+            return result
+        share = f" {step.done} of {step.total}" if step.total else ""
+        names[item] = f"{printable(item.path)}: {step.stage}{share}"
+        yield step
+
+
+def bar(results: Iterable[T], inputs: Sequence[Input], stages: Mapping[Input, str] | None = None) -> Iterator[T]:
+    """Pass results on and show on standard error which file is being worked on, and at which stage it is."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    name = TextColumn("{task.fields[name]}", markup=False)
+    class Name(TextColumn):
+        def render(self, task: Any) -> Any:
+            from rich.text import Text
+
+            return Text(next(iter((stages or {}).values()), task.fields["name"]))
+
+    name = Name("")
     columns = (MofNCompleteColumn(" of "), BarColumn(), TimeRemainingColumn(), name)
     names = [*(printable(item.path) for item in inputs), ""]
     with Progress(*columns, console=Console(stderr=True)) as progress:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,14 @@ import pandas as pd
 from .atomic import DEBRIS, ExportError, check_replaceable, new_folder, safe_name
 from .cells import Cells
 from .crop_folder import write_crops
-from .geojson import outlines
+from .geojson import Rings, outlines
 from .review import check_uncorrected, differs_from_model, mark_of
 from .tables import MARK, encode, read_cells, write_cells
 
 if TYPE_CHECKING:
     from .pipeline import Analysis
+    from .slide import Slide
+    from .whole import Whole
 
 __all__ = [
     "ExportError", "Results", "read_cells", "read_results", "safe_name", "write_cells", "write_crops",
@@ -28,7 +30,11 @@ __all__ = [
 ]  # fmt: skip
 
 RESULT_FILES = ("cells.csv", "cells.parquet", "cells.geojson", "labels.tif", "annotated.png")
+SLIDE_FILES = ("regions.csv", "regions.png", "slide.json")
+"""What a whole slide has besides; it has no ``labels.tif``."""
+
 _CREATOR = "napari-wbc"
+_THUMBNAIL = 2048
 
 
 @dataclass(frozen=True)
@@ -39,14 +45,14 @@ class Results:
     ----------
     cells : Cells
         A row a cell.
-    labels : (H, W) integer array
-        The cells' ids, 0 for background.
+    labels : (H, W) integer array or None
+        The cells' ids, 0 for background; None for a whole slide.
     image : pathlib.Path or None
         The picture that was analysed, where it still exists.
     """
 
     cells: Cells
-    labels: npt.NDArray[np.integer[Any]] = field(repr=False)
+    labels: npt.NDArray[np.integer[Any]] | None = field(repr=False)
     image: Path | None = None
 
 
@@ -87,6 +93,8 @@ def write_results(
         corrected results and these are not.
     """
     corrected = corrected or differs_from_model(analysis.cells, analysis.threshold)
+    if analysis.whole is not None:
+        return _write_slide(analysis, analysis.whole, Path(folder), files, corrected=corrected, overwrite=overwrite)
     return write_folder(
         folder,
         analysis.cells,
@@ -109,6 +117,9 @@ def write_folder(
     files: Collection[str] = RESULT_FILES,
     corrected: bool = False,
     overwrite: bool = False,
+    rings: Mapping[int, Rings] | None = None,
+    step: float = 1.0,
+    more: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write cells and labels into a folder as `write_results` does.
 
@@ -129,6 +140,12 @@ def write_folder(
     corrected, overwrite : bool
         As for `write_results`; without the threshold, *unidentified* is
         taken for the model's word.
+    rings : mapping of int to list of (m, 2) arrays, optional
+        Outlines of the cells, where there are no labels.
+    step : float
+        How many pixels of the cells' coordinates a pixel of `image` is wide.
+    more : mapping of str to bytes, optional
+        Further files of a whole slide.
 
     Returns
     -------
@@ -147,22 +164,54 @@ def write_folder(
     corrected = corrected or differs_from_model(cells)
     check_folder(folder, overwrite=corrected or overwrite)
     mark = json.dumps(mark_of(cells, corrected=corrected))
-    rings = outlines(labels) if labels is not None and {"cells.geojson", "annotated.png"} & set(files) else {}
+    if rings is None:
+        rings = outlines(labels) if labels is not None and {"cells.geojson", "annotated.png"} & set(files) else {}
     with new_folder(folder, _foreign) as fresh:
         for name in [name for name in files if name.startswith("cells.")]:
             (fresh / name).write_bytes(encode(cells, Path(name).suffix, rings, mark))
+        for name, data in (more or {}).items():
+            (fresh / name).write_bytes(data)
         if labels is not None and "labels.tif" in files:
             mpp = float(cells.table["mpp"].iloc[0]) if len(cells) else float("nan")
             _write_labels(fresh / "labels.tif", labels, mpp, picture, mark)
         if image is not None and "annotated.png" in files:
             from .picture import annotated
 
-            annotated(image, cells, rings).save(fresh / "annotated.png", compress_level=4)
+            reduced = {k: [ring / step for ring in own] for k, own in rings.items()} if step != 1 else rings
+            annotated(image, cells, reduced).save(fresh / "annotated.png", compress_level=4)
         if "differential.csv" in files:
             slides = list(dict.fromkeys(cells.table["slide"])) or [""]
             blocks = [differential(Cells(cells.table[cells.table["slide"] == name]), name) for name in slides]
             pd.concat(blocks).to_csv(fresh / "differential.csv", index=False)
     return folder
+
+
+def _write_slide(
+    analysis: Analysis, whole: Whole, folder: Path, files: Collection[str], *, corrected: bool, overwrite: bool
+) -> Path:
+    """Write the results of a whole slide: no label image, but what its regions are, as a table and a small map."""
+    from io import BytesIO
+
+    from .picture import region_map
+
+    slide = analysis.slide
+    more: dict[str, bytes] = {}
+    image = slide.thumbnail(_THUMBNAIL)
+    if "annotated.png" in files:
+        picture = BytesIO()
+        region_map(image, whole.film.kinds, slide.shape, whole.film.step).save(picture, "PNG")
+        more["regions.png"] = picture.getvalue()
+    more |= slide_note(slide) | {"regions.csv": whole.regions.to_csv(index=False).encode()}
+    return write_folder(
+        folder, analysis.cells, None, image=image, picture=slide.path, files=files, corrected=corrected,
+        overwrite=overwrite, rings=whole.rings, step=slide.shape[1] / image.shape[1], more=more,
+    )  # fmt: skip
+
+
+def slide_note(slide: Slide) -> dict[str, bytes]:
+    """Return ``slide.json``, which says which slide the results of a folder are of."""
+    note = {"slide": str(slide.path.absolute()) if slide.path else None, "shape": list(slide.shape)}
+    return {"slide.json": (json.dumps(note) + "\n").encode()}
 
 
 def check_folder(folder: str | Path, *, overwrite: bool) -> None:
@@ -181,7 +230,7 @@ def check_folder(folder: str | Path, *, overwrite: bool) -> None:
 
 
 def _foreign(folder: Path) -> list[str]:
-    ours = {*RESULT_FILES, "differential.csv", *DEBRIS}
+    ours = {*RESULT_FILES, *SLIDE_FILES, "differential.csv", *DEBRIS}
     return [path.name for path in folder.iterdir() if path.name not in ours or not path.is_file()]
 
 
@@ -201,11 +250,21 @@ def read_results(folder: str | Path) -> Results:
     """
     folder = Path(folder)
     table = next((folder / name for name in ("cells.csv", "cells.parquet") if (folder / name).is_file()), None)
+    if table is not None and (folder / "slide.json").is_file():
+        return Results(read_cells(table), None, _read_note(folder / "slide.json"))
     if table is None or not (folder / "labels.tif").is_file():
         raise ExportError(f"{folder}: no results; a folder with cells.csv (or cells.parquet) and labels.tif is needed")
     cells = read_cells(table)
     labels, picture = _read_labels(folder / "labels.tif")
     return Results(cells, labels, picture)
+
+
+def _read_note(path: Path) -> Path | None:
+    try:
+        name = json.loads(path.read_text("utf-8"))["slide"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ExportError(f"{path}: damaged or cut short ({error}); write the results again") from error
+    return Path(name) if isinstance(name, str) and Path(name).exists() else None
 
 
 def _write_labels(

@@ -11,7 +11,8 @@ from itertools import takewhile
 from pathlib import Path
 
 from .atomic import safe_name
-from .slide import IMAGE_SUFFIXES
+from .slide import IMAGE_SUFFIXES, SLIDE_SUFFIXES
+from .slide_formats import is_zarr
 
 # Written by a run into its folder, so no picture's folder may be called so.
 RUN_FILES = ("run.json", "differential.csv")
@@ -66,7 +67,7 @@ def find_images(arguments: Iterable[str | Path]) -> tuple[list[Path], list[tuple
 
 
 def _expand(path: Path) -> tuple[list[Path], str]:
-    if path.is_file():
+    if path.is_file() or is_zarr(path):
         return [path], ""
     if path.is_dir():
         return _within(path), f"the folder holds no picture ({', '.join(IMAGE_SUFFIXES)})"
@@ -74,13 +75,19 @@ def _expand(path: Path) -> tuple[list[Path], str]:
         matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 - relative and absolute
         fixed = takewhile(lambda part: not glob.has_magic(part), path.parts)
         files = [match for match in matches if _is_image(match)]
-        found = _without_crops(files, Path(*fixed)) + [f for match in matches if match.is_dir() for f in _within(match)]
+        found = _without_crops(files, Path(*fixed)) + [
+            f for match in matches if match.is_dir() and not is_zarr(match) for f in _within(match)
+        ]
         return sorted(set(found)), "no picture matches the pattern"
     return [], "no such file or folder; check the spelling"
 
 
 def _within(folder: Path) -> list[Path]:
-    return _without_crops(sorted(path for path in folder.rglob("*") if _is_image(path)), folder)
+    found = sorted(path for path in folder.rglob("*") if _is_image(path))
+    slides = {path for path in found if path.is_dir()}
+    # The files of an OME-Zarr and the parts of a MIRAX slide are no slides of their own.
+    parts = slides | {path.with_suffix("") for path in found if path.suffix.lower() == ".mrxs"}
+    return _without_crops([path for path in found if not parts & set(path.parents)], folder)
 
 
 def _without_crops(files: Iterable[Path], root: Path) -> list[Path]:
@@ -98,10 +105,13 @@ def _without_crops(files: Iterable[Path], root: Path) -> list[Path]:
 
 
 def _is_image(path: Path) -> bool:
-    if path.suffix.lower() not in IMAGE_SUFFIXES or path.name.startswith(".") or not path.is_file():
+    suffix = path.suffix.lower()
+    if path.name.startswith(".") or not (is_zarr(path) if suffix == ".zarr" else path.is_file()):
+        return False
+    if suffix not in (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES):
         return False
     tables = (path.parent / "cells.csv", path.parent / "cells.parquet")
-    ours = path.name in ("labels.tif", "annotated.png") and any(table.is_file() for table in tables)
+    ours = path.name in ("labels.tif", "annotated.png", "regions.png") and any(table.is_file() for table in tables)
     return not ours and not path.parent.name.endswith(".partial")
 
 

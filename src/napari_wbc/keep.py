@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .atomic import ExportError, check_writable
-from .crop import CropSize, crop_cells
+from .crop import CropSize
 from .crop_folder import check_crop_folder, write_crops
 from .export import RESULT_FILES, check_folder, write_results
 from .pipeline import crop_scale
 from .review import CorrectedError
+from .whole import crop_slide
 
 if TYPE_CHECKING:
     from .cells import Cells
@@ -108,7 +109,7 @@ class CropFolder:
     def write(self, _: Input, analysis: Analysis) -> None:
         """Cut out the cells of a picture."""
         scale = crop_scale(analysis.appearance, analysis.cells)
-        self.crops.extend(crop_cells(analysis.slide.image, analysis.cells.centroids, scale, self.size))
+        self.crops.extend(crop_slide(analysis.slide, analysis.cells.centroids, scale, self.size))
 
     def failed(self, _: Input, error: str) -> str:
         """Return the error."""

@@ -20,6 +20,16 @@ COLOURS: Mapping[str, str] = {
     "platelet": "#882255",
     UNIDENTIFIED: "#4d4d4d",
 }
+REGIONS: Mapping[str, str] = {
+    "monolayer": "#bbcc33",
+    "glass": "#dddddd",
+    "feathered edge": "#77aadd",
+    "thick part": "#ee8866",
+    "out of focus": "#aa4499",
+    "pen": "#332288",
+}
+"""Parts of a whole slide (`napari_wbc.coarse.REASONS`)."""
+
 _OTHERS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#aa4499")
 
 

@@ -62,6 +62,39 @@ def annotated(image: npt.NDArray[np.uint8], cells: Cells, rings: Mapping[int, Ri
     return whole
 
 
+def region_map(
+    image: npt.NDArray[np.uint8], kinds: npt.NDArray[np.uint8], shape: tuple[int, int], step: float
+) -> Image.Image:
+    """Draw what the regions of a whole slide are over its thumbnail.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8 array
+        The thumbnail.
+    kinds : (rows, columns) uint8 array
+        What each square is, an index into `napari_wbc.coarse.REASONS`.
+    shape : (int, int)
+        Rows and columns of the slide.
+    step : float
+        Side of a square, pixels of the slide.
+    """
+    from PIL import Image, ImageDraw
+
+    from .coarse import REASONS
+    from .palette import REGIONS
+
+    rows, columns = (np.minimum((np.arange(n) + 0.5) * whole / n // step, len_ - 1).astype(int)
+                     for n, whole, len_ in zip(image.shape[:2], shape, kinds.shape, strict=True))  # fmt: skip
+    paint = np.array([list(bytes.fromhex(REGIONS[name].removeprefix("#"))) for name in REASONS], np.float32)
+    picture = Image.fromarray((0.6 * image + 0.4 * paint[kinds[rows][:, columns]]).astype(np.uint8))
+    draw, font = ImageDraw.Draw(picture), _font(max(12.0, picture.height / 40), bold=True)
+    for k, name in enumerate(REASONS):
+        y = (k + 0.7) * font.size * 1.4
+        draw.rectangle((8, y - font.size / 2, 8 + font.size, y + font.size / 2), fill=REGIONS[name], outline=_INK)
+        draw.text((16 + font.size, y), name, fill=_INK, font=font, anchor="lm", stroke_width=2, stroke_fill=_PAPER)
+    return picture
+
+
 def _draw_cells(
     draw: ImageDraw.ImageDraw, cells: Cells, rings: Mapping[int, Rings], factor: float, unit: float,
     size: tuple[int, int],

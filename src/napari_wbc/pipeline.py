@@ -18,6 +18,7 @@ from .cells import Cells, measure
 from .crop import crop_cells
 from .segment import Appearance, SegmentParameters, appearance, segment
 from .slide import ImageError, Slide
+from .whole import Found, Polygons, Step, Whole, find
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,12 +37,15 @@ class Progress:
     stage : str
         What is being done, to be shown.
     done, total : int
-        Cells done and cells to do; 0 of 0 until they are counted.
+        Cells done and cells to do; 0 of 0 until they are counted. Of a whole slide, parts of the stage.
+    cells : Cells or None
+        Of a whole slide, the cells that were classified since the last step.
     """
 
     stage: str
     done: int = 0
     total: int = 0
+    cells: Cells | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,8 @@ class Analysis:
         What was analysed.
     cells : Cells
         A row a cell.
-    labels : (H, W) integer array
-        The cells' ids, 0 for background.
+    labels : (H, W) integer array or None
+        The cells' ids, 0 for background; None for a whole slide, whose outlines are in `whole`.
     appearance : Appearance
         What was measured of light, stain and scale.
     card : ModelCard or None
@@ -64,15 +68,18 @@ class Analysis:
         Cells less probable are unidentified; 0 if cells were only segmented.
     notes : tuple of str
         What the user should know: conversions, a scale that was assumed.
+    whole : Whole or None
+        Of a whole slide, the outlines of its cells and what its regions are.
     """
 
     slide: Slide
     cells: Cells
-    labels: npt.NDArray[np.integer[Any]] = field(repr=False)
+    labels: npt.NDArray[np.integer[Any]] | None = field(repr=False)
     appearance: Appearance
     card: ModelCard | None
     threshold: float
     notes: tuple[str, ...]
+    whole: Whole | None = field(default=None, repr=False)
 
     @property
     def differential(self) -> pd.DataFrame:
@@ -89,13 +96,16 @@ def analyse(
     parameters: SegmentParameters | None = None,
     labels: npt.NDArray[np.integer[Any]] | None = None,
     threshold: float | None = None,
+    within: Polygons | None = None,
+    everywhere: bool = False,
+    tile: int = 512,
 ) -> Generator[Progress, None, Analysis]:
-    """Segment, measure, crop and classify the white cells of a field.
+    """Segment, measure, crop and classify the white cells of a field or a whole slide.
 
     Parameters
     ----------
     slide : Slide
-        The field. The `mpp` of the parameters, or else its own, overrides
+        The field or slide. The `mpp` of the parameters, or else its own, overrides
         the scale that is measured from the red cells.
     classifier : Classifier, optional
         Without one, cells are segmented and measured only.
@@ -107,6 +117,12 @@ def analyse(
     threshold : float, optional
         Cells whose likeliest class is less probable are *unidentified*; the
         card's threshold if not given.
+    within : sequence of (n, 2) arrays, optional
+        Of a whole slide, only cells inside these polygons (rows and columns of level 0).
+    everywhere : bool
+        Of a whole slide, look outside the monolayer too.
+    tile : int
+        Of a whole slide, side of the tiles of the coarse look in its pixels; no result depends on it.
 
     Yields
     ------
@@ -129,6 +145,12 @@ def analyse(
     parameters = parameters or SegmentParameters()
     if parameters.mpp is None and slide.mpp is not None:
         parameters = replace(parameters, mpp=slide.mpp)
+    if slide.is_whole:
+        if labels is not None:
+            raise ImageError("regions of your own need a field; crop the slide first, or let them be found")
+        limit = (classifier.card.threshold if classifier else 0.0) if threshold is None else threshold
+        steps = find(slide, classifier, parameters, limit, within=within, everywhere=everywhere, tile=tile)
+        return (yield from _whole(slide, classifier, limit, steps))
     yield Progress("measuring light and scale")
     look = appearance(slide.image, parameters)
     nuclei = None
@@ -156,6 +178,21 @@ def analyse(
         yield Progress("classifying", min(start + BATCH, len(cells)), len(cells))
     cells = cells.with_predictions(probabilities, card.classes, threshold, unlikeness, card.unlike_above)
     return Analysis(slide, cells, labels, look, card, threshold, tuple(notes))
+
+
+def _whole(
+    slide: Slide, classifier: Classifier | None, threshold: float, steps: Generator[Step, None, Found]
+) -> Generator[Progress, None, Analysis]:
+    """Turn the steps of a whole slide into progress and an analysis."""
+    while True:
+        try:
+            yield Progress(*next(steps))
+        except StopIteration as stop:
+            found: Found = stop.value
+            break
+    notes = (*slide.notes, *found.notes)
+    card = classifier.card if classifier else None
+    return Analysis(slide, found.cells, None, found.look, card, threshold if card else 0.0, notes, found.whole)
 
 
 def run(progress: Generator[Progress, None, Analysis]) -> Analysis:

@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from .cells import Cells
     from .classifier import Classifier, ModelCard
     from .keep import Keeper
+    from .pipeline import Analysis, Progress
+
+    Steps = Generator[Progress, None, Analysis]
 
 FORMAT = "napari-wbc run"
 
@@ -68,11 +71,14 @@ class Settings:
         As in `napari_wbc.pipeline.annotate`.
     max_megapixels : float
         As in `napari_wbc.slide.Slide.open`.
+    everywhere : bool
+        As in `napari_wbc.pipeline.analyse`.
     """
 
     mpp: float | None = None
     threshold: float | None = None
     max_megapixels: float = 250.0
+    everywhere: bool = False
 
 
 def analyse_files(
@@ -80,6 +86,7 @@ def analyse_files(
     classifier: Classifier | None,
     settings: Settings,
     keeper: Keeper,
+    told_steps: Callable[[Input, Steps], Steps] | None = None,
 ) -> Iterator[Outcome]:
     """Analyse pictures one after the other; one that fails does not stop the others.
 
@@ -93,6 +100,8 @@ def analyse_files(
         For all pictures.
     keeper : Keeper
         Keeps what shall be kept of each picture; one that it cannot keep is not read.
+    told_steps : callable, optional
+        Passes the steps of a whole slide on and tells the user of them.
 
     Yields
     ------
@@ -108,7 +117,10 @@ def analyse_files(
         slide = Slide.open(item.path, mpp=settings.mpp, max_megapixels=settings.max_megapixels)
         slide = replace(slide, name=item.slide)
         parameters = SegmentParameters(mpp=settings.mpp)
-        found = run(analyse(slide, classifier, parameters=parameters, threshold=settings.threshold))
+        steps = analyse(
+            slide, classifier, parameters=parameters, threshold=settings.threshold, everywhere=settings.everywhere
+        )
+        found = run(told_steps(item, steps) if slide.is_whole and told_steps else steps)
         keeper.write(item, found)
         look = found.appearance
         return Outcome(item, found.cells, found.threshold, look.mpp, look.mpp_source, found.notes, slide.sha256())
@@ -231,7 +243,17 @@ def pool(outcomes: Iterable[Outcome]) -> Cells:
 def versions() -> dict[str, str]:
     """Return the versions that results depend on."""
     found = {"python": platform.python_version()}
-    for name in ("napari-wbc", "torch", "torchvision", "numpy", "scikit-image", "scipy", "pandas", "pillow"):
+    for name in (
+        "napari-wbc",
+        "torch",
+        "torchvision",
+        "numpy",
+        "scikit-image",
+        "scipy",
+        "pandas",
+        "pillow",
+        "imagecodecs",
+    ):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

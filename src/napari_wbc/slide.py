@@ -1,10 +1,11 @@
-"""Pictures in: a file or an array becomes an RGB uint8 field, or a message that says what to do."""
+"""Pictures in: a field of RGB uint8 or a whole slide read part by part, or a message that says what to do."""
 
 from __future__ import annotations
 
 import hashlib
 import threading
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,34 +13,67 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .pyramid import (
+    PERSONAL,
+    ArrayLevels,
+    ArrayPixels,
+    ImageError,
+    Pixels,
+    WithCoarser,
+    agreeing,
+    averaged,
+    plausible_mpp,
+)
+from .slide_formats import SLIDE_SUFFIXES, is_zarr, open_levels
+
+__all__ = ["IMAGE_SUFFIXES", "MAX_MEGAPIXELS", "SLIDE_SUFFIXES", "ImageError", "Slide", "Tile", "to_rgb"]
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MAX_MEGAPIXELS = 250.0
 _pillow_limit = threading.Lock()
 
 
-class ImageError(ValueError):
-    """A picture cannot be used; the message names it and says what to do."""
+@dataclass(frozen=True)
+class Tile:
+    """A square of a level.
+
+    Parameters
+    ----------
+    level : int
+        Which level.
+    origin : (int, int)
+        Row and column of the first pixel of `image` in the level; the halo is part of it.
+    owns : (int, int, int, int)
+        Top, left, bottom, right in the level, half open: what lies here belongs to this tile alone.
+    image : (H, W, 3) uint8 array
+        The pixels, as far as the level goes.
+    """
+
+    level: int
+    origin: tuple[int, int]
+    owns: tuple[int, int, int, int]
+    image: npt.NDArray[np.uint8] = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Slide:
-    """A field of a smear.
+    """A field of a smear in memory, or a whole slide of any size on disk.
 
     Parameters
     ----------
-    image : (H, W, 3) uint8 array
-        The picture, RGB.
+    pixels : Pixels
+        Where the pixels are (`napari_wbc.pyramid`).
     name : str
-        What the field is called in tables.
+        What the slide is called in tables.
     path : pathlib.Path, optional
         Where it was read from.
     mpp : float, optional
-        Micrometres per pixel, where known.
+        Micrometres per pixel of level 0, where known.
     notes : tuple of str
         What was done to the picture on the way, for the user to read.
     """
 
-    image: npt.NDArray[np.uint8] = field(repr=False)
+    pixels: Pixels = field(repr=False)
     name: str = ""
     path: Path | None = None
     mpp: float | None = None
@@ -47,16 +81,17 @@ class Slide:
 
     @classmethod
     def open(cls, path: str | Path, *, mpp: float | None = None, max_megapixels: float = MAX_MEGAPIXELS) -> Slide:
-        """Read a picture file.
+        """Open a slide, of which nothing is read yet, or read a picture file.
 
         Parameters
         ----------
         path : str or pathlib.Path
-            PNG, JPEG, TIFF, BMP or WebP.
+            A slide of a scanner (SVS, NDPI, MRXS, SCN, BIF, VMS, DICOM), pyramidal TIFF or OME-TIFF, or OME-Zarr; or
+            a picture: PNG, JPEG, TIFF, BMP or WebP.
         mpp : float, optional
-            Micrometres per pixel, where known.
+            Micrometres per pixel, where known; a slide's own are taken if not given.
         max_megapixels : float
-            Larger pictures are refused before they are decoded.
+            Larger pictures are refused before they are decoded, but a TIFF in RGB is then opened as a slide.
 
         Raises
         ------
@@ -64,11 +99,16 @@ class Slide:
             If there is no such file, or it is no picture, cut short, too large or grey.
         """
         path = Path(path)
-        if not path.is_file():
+        if not (path.is_file() or is_zarr(path)):
             raise ImageError(f"{path}: no such file")
-        if path.stat().st_size == 0:
+        if path.is_file() and path.stat().st_size == 0:
             raise ImageError(f"{path}: the file is empty; export or copy it again")
         try:
+            pixels, notes = open_levels(path, max_megapixels)
+            if pixels is not None:
+                known, doubt = plausible_mpp(pixels.mpp)
+                mpp = known if mpp is None else mpp
+                return cls(WithCoarser(pixels), path.name, path, mpp, notes + doubt)
             if path.suffix.lower() in (".tif", ".tiff"):
                 array, notes = _read_tiff(path, max_megapixels)
             else:
@@ -76,17 +116,136 @@ class Slide:
             image, more = to_rgb(array)
         except ImageError as error:
             raise ImageError(f"{path}: {error}") from error
-        return cls(image, path.name, path, mpp, notes + more)
+        return cls(ArrayPixels(image), path.name, path, mpp, notes + more)
 
     @classmethod
     def from_array(cls, array: npt.ArrayLike, name: str = "", *, mpp: float | None = None) -> Slide:
         """Wrap an array; see `to_rgb` for what is taken and what raises ImageError."""
         image, notes = to_rgb(np.asarray(array))
-        return cls(image, name, None, mpp, notes)
+        return cls(ArrayPixels(image), name, None, mpp, notes)
+
+    @classmethod
+    def from_levels(cls, arrays: Sequence[Any], name: str = "", *, mpp: float | None = None) -> Slide:
+        """Wrap levels of any library of arrays, (H, W, 3) or (H, W, 4) uint8, finest first, as a whole slide."""
+        n = agreeing([array.shape[:2] for array in arrays])
+        return cls(WithCoarser(ArrayLevels(arrays[:n])), name, None, mpp)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a whole slide, whose pixels are read part by part, not a field."""
+        return not isinstance(self.pixels, ArrayPixels)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of level 0."""
+        return self.pixels.shapes[0]
+
+    @property
+    def downsamples(self) -> tuple[float, ...]:
+        """How many pixels of level 0 a pixel of each level is wide."""
+        return tuple(max(self.shape[0] / h, self.shape[1] / w) for h, w in self.pixels.shapes)
+
+    @property
+    def image(self) -> npt.NDArray[np.uint8]:
+        """The picture, (H, W, 3); of a whole slide level 0, or ImageError if it is too large to hold."""
+        if isinstance(self.pixels, ArrayPixels):
+            return self.pixels.image
+        if self.shape[0] * self.shape[1] > MAX_MEGAPIXELS * 1e6:
+            raise ImageError(f"{self.name}: a whole slide of {_size(*self.shape)} cannot be held at once")
+        return self.read((0, 0, *self.shape))
+
+    def read(self, region: tuple[int, int, int, int], level: int = 0) -> npt.NDArray[np.uint8]:
+        """Read a part of a level.
+
+        Parameters
+        ----------
+        region : (int, int, int, int)
+            Top, left, bottom, right in pixels of the level, half open.
+        level : int
+            0 is the finest.
+
+        Returns
+        -------
+        (bottom - top, right - left, 3) uint8 array
+            White where the region goes beyond the level.
+
+        Raises
+        ------
+        ImageError
+            If the file is damaged there, or is not the one any more that was opened.
+        """
+        top, left, bottom, right = region
+        rows, columns = self.pixels.shapes[level]
+        inside = (max(0, top), max(0, left), min(rows, bottom), min(columns, right))
+        if inside == region:
+            return self.pixels.read(level, *region)
+        out = np.full((max(0, bottom - top), max(0, right - left), 3), 255, np.uint8)
+        if inside[0] < inside[2] and inside[1] < inside[3]:
+            part = self.pixels.read(level, *inside)
+            out[inside[0] - top : inside[2] - top, inside[1] - left : inside[3] - left] = part
+        return out
+
+    def tiles(self, size: int, halo: int = 0, level: int = 0) -> Iterator[Tile]:
+        """Read a level tile by tile.
+
+        Parameters
+        ----------
+        size : int
+            Side of the squares that the tiles own, pixels of the level.
+        halo : int
+            How much a tile shows beyond what it owns, on every side.
+        level : int
+            0 is the finest.
+
+        Yields
+        ------
+        Tile
+            Row by row; what they own covers the level exactly once.
+        """
+        rows, columns = self.pixels.shapes[level]
+        for top in range(0, rows, size):
+            for left in range(0, columns, size):
+                owns = (top, left, min(top + size, rows), min(left + size, columns))
+                first = (max(0, top - halo), max(0, left - halo))
+                last = (min(rows, owns[2] + halo), min(columns, owns[3] + halo))
+                yield Tile(level, first, owns, self.read((*first, *last), level))
+
+    def thumbnail(self, longest: int = 1024) -> npt.NDArray[np.uint8]:
+        """Return the whole slide as a small picture, its longer side about `longest` pixels at most."""
+        shapes = self.pixels.shapes
+        level = next((k for k, shape in enumerate(shapes) if max(shape) <= 2 * longest), len(shapes) - 1)
+        image = self.read((0, 0, *shapes[level]), level)
+        return averaged(image, max(1, -(-max(image.shape[:2]) // longest)))
+
+    def associated_image(self, name: str, *, personal: bool = False) -> npt.NDArray[np.uint8]:
+        """Return an image beside the slide.
+
+        Parameters
+        ----------
+        name : str
+            One of `pixels.associated`.
+        personal : bool
+            Must be True for the label and for the macro image: they may show the patient's name.
+
+        Raises
+        ------
+        ImageError
+            If there is no such image, or it may show a name and `personal` is False.
+        """
+        if name in PERSONAL and not personal:
+            raise ImageError(f"the {name} image may show the patient's name; ask for it with personal=True")
+        return self.pixels.associated_image(name)
+
+    def check_unchanged(self) -> None:
+        """Raise ImageError if the file of a whole slide was deleted or replaced since it was opened."""
+        try:
+            self.pixels.check_unchanged()
+        except ImageError as error:
+            raise ImageError(f"{self.path}: {error}") from error
 
     def sha256(self) -> str | None:
-        """Return the SHA-256 of the file in hexadecimal, or None for an array."""
-        if self.path is None:
+        """Return the SHA-256 of the file in hexadecimal, or None for an array or a folder."""
+        if self.path is None or self.path.is_dir():
             return None
         with self.path.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -165,10 +324,14 @@ def _to_uint8(array: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], list[str]
     return image, [f"{array.dtype} values 0 to {full:g} scaled to 8 bits"]
 
 
+def _size(height: int, width: int) -> str:
+    return f"{width} × {height} pixels ({width * height / 1e6:.0f} megapixels)"
+
+
 def _check_size(width: int, height: int, max_megapixels: float) -> None:
     if width * height > max_megapixels * 1e6:
         raise ImageError(
-            f"the picture claims {width} × {height} pixels ({width * height / 1e6:.0f} megapixels), more than "
+            f"the picture claims {_size(height, width)}, more than "
             f"the limit of {max_megapixels:g}; cut it into fields or raise the limit (max_megapixels)"
         )
 

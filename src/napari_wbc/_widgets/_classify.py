@@ -7,13 +7,15 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from napari.layers import Image, Labels
+from napari.layers import Image, Labels, Points, Shapes
+from napari.utils.colormaps.standardize_color import transform_color
 from napari.utils.notifications import show_info
 from qtpy.compat import isalive
 from qtpy.QtGui import QDoubleValidator
 from qtpy.QtWidgets import (
+    QCheckBox,
     QComboBox,
     QFileDialog,
     QFormLayout,
@@ -30,7 +32,7 @@ from napari_wbc.models import find_model
 
 from ._dock import EXPECTED, Dock, LayerChoice
 from ._models import ModelChoice
-from ._source import KEY, labels_array, layer_mpp, scale_line, slide_of
+from ._source import KEY, drawn_regions, labels_array, layer_mpp, scale_line, seen_region, slide_of
 
 if TYPE_CHECKING:
     from napari.layers import Layer
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
 FIND_THEM = "find them (default)"
 FASTEST = "fastest"
+SEEN, DRAWN = "seen", "drawn"
 
 
 class ClassifyWidget(Dock):
@@ -69,6 +72,13 @@ class ClassifyWidget(Dock):
         self.labels = LayerChoice(napari_viewer, Labels, FIND_THEM)
         self.labels.setToolTip("Classify regions of your own, from Cellpose or drawn by hand, in place of found ones")
         self.form.addRow("Regions", self.labels)
+        # Of a whole slide.
+        self.area = QComboBox()
+        for text, data in (("whole slide", None), ("what is seen", SEEN), ("inside drawn shapes", DRAWN)):
+            self.area.addItem(text, data)
+        self.area.setToolTip("Which part of a whole slide; shapes are those of the chosen shapes layer")
+        self.form.addRow("Part", self.area)
+        self._live: Points | None = None
         self._add_advanced()
         self.results: Results | None = None
         self.save_button = QPushButton("Save results…")
@@ -101,6 +111,7 @@ class ClassifyWidget(Dock):
         """Read the controls; return what the worker runs."""
         model, labels = self.model.currentData(), self.labels.layer
         device = self.device.currentData()
+        within, everywhere = self._within(image), self.everywhere.isChecked()
         mpp = _number(self.mpp, "the scale")
         threshold = _number(self.threshold, "the threshold")
         if threshold is not None and not 0 <= threshold <= 1:
@@ -117,7 +128,12 @@ class ClassifyWidget(Dock):
             slide = slide_of(image, mpp)
             yield Progress("loading the model")
             classifier = _load(*_version(find_model(model)), device)
-            return (yield from analyse(slide, classifier, labels=labels_array(labels), threshold=threshold))
+            return (
+                yield from analyse(
+                    slide, classifier, labels=labels_array(labels), threshold=threshold, within=within,
+                    everywhere=everywhere,
+                )
+            )  # fmt: skip
 
         return work
 
@@ -140,6 +156,48 @@ class ClassifyWidget(Dock):
             return "No white cell was found."
         return f"{n} cell{'' if n == 1 else 's'} in {result.slide.name}, {unsure or 'none'} unidentified."
 
+    def _within(self, image: Image) -> list[Any] | None:
+        """Return the part of a slide that the user chose, or None for all of it."""
+        if not image.multiscale or self.area.currentData() is None:
+            return None
+        if self.area.currentData() == SEEN:
+            return seen_region(image)
+        drawn = [layer for layer in self.viewer.layers if isinstance(layer, Shapes) and KEY not in layer.metadata]
+        if not drawn:
+            raise ValueError("nothing is drawn; add a shapes layer and draw rectangles or polygons on the slide")
+        active = self.viewer.layers.selection.active
+        return drawn_regions(active if active in drawn else drawn[-1], image)
+
+    def _on_progress(self, progress: Progress) -> None:
+        """Show the progress, and the cells of a whole slide as they are found."""
+        super()._on_progress(progress)
+        image = self.image.layer
+        if progress.cells is None or not isinstance(image, Image):
+            return
+        from napari_wbc.palette import colour
+
+        if self._live is None or self._live not in self.viewer.layers:
+            selected = set(self.viewer.layers.selection)
+            place = {name: getattr(image, name)[-2:] for name in ("scale", "translate", "units")}
+            self._live = self.viewer.add_points(
+                ndim=2, name="cells so far", size=40, canvas_size_limits=(7, 16), border_color="white", **place
+            )
+            self.viewer.layers.selection = selected
+        self._live.current_face_color = "white"
+        before = len(self._live.data)
+        self._live.add(progress.cells.centroids)
+        colours = [colour(name) for name in progress.cells.table["class"]]
+        self._live.selected_data = set()
+        faces = self._live.face_color
+        faces[before:] = transform_color(colours)
+        self._live.face_color = faces
+
+    def _on_finished(self) -> None:
+        if self._live is not None and self._live in self.viewer.layers:
+            self.viewer.layers.remove(self._live)
+        self._live = None
+        super()._on_finished()
+
     def recount(self) -> None:
         """Count again from the layer of cells, with what the user changed in it."""
         from ._layers import CELLS, LABELS, show_corrections
@@ -154,7 +212,8 @@ class ClassifyWidget(Dock):
         there = {role: layer for role, layer in self._shown.items() if layer in self.viewer.layers}
         if self._pictured is not None:
             labels = labels_array(self._shown.get(LABELS)) if self.analysis is None else self.analysis.labels
-            show_corrections(there, cells, self._pictured.data.shape[:2] if labels is None else labels.shape)
+            finest = self._pictured.data[0] if self._pictured.multiscale else self._pictured.data
+            show_corrections(there, cells, finest.shape[:2] if labels is None else labels.shape)
 
     def save(self, folder: str | Path | None = None) -> Path | None:
         """Write the files of the command line into a folder; asks where to put it if none is given."""
@@ -182,7 +241,7 @@ class ClassifyWidget(Dock):
     def _write(self, cells: Cells, slide: Slide, folder: Path) -> Path:
         import numpy as np
 
-        from napari_wbc.export import RESULT_FILES, write_folder, write_results
+        from napari_wbc.export import RESULT_FILES, slide_note, write_folder, write_results
 
         from ._layers import LABELS
 
@@ -194,10 +253,13 @@ class ClassifyWidget(Dock):
         if labels is not None:
             # A cell that the user deleted is gone from the labels too.
             labels = np.where(np.isin(labels, cells.table["label"].to_numpy()), labels, 0)
-        if analysis is not None and labels is not None:
+        if analysis is not None and (labels is not None or analysis.whole is not None):
             corrected = replace(analysis, cells=cells, labels=labels)
             return write_results(corrected, folder, files=files, corrected=True)
         # What somebody saves again is a reviewer's.
+        if slide.is_whole:
+            note = slide_note(slide)
+            return write_folder(folder, cells, None, picture=slide.path, files=files, corrected=True, more=note)
         return write_folder(folder, cells, labels, image=slide.image, picture=slide.path, files=files, corrected=True)
 
     def _take(self, shown: dict[str, Layer], image: Image, analysis: Analysis | None) -> None:
@@ -289,13 +351,17 @@ class ClassifyWidget(Dock):
         form.addRow("Threshold", self.threshold)
         form.addRow("Scale, µm/px", self.mpp)
         form.addRow("Device", self.device)
+        self.everywhere = QCheckBox("outside the monolayer too")
+        self.everywhere.setToolTip("Of a whole slide: look in the thick part, the feathered edge and blurred parts too")
+        form.addRow("Whole slides", self.everywhere)
         self.advanced = QCollapsible("Advanced", expandedIcon="▾", collapsedIcon="▸")
         self.advanced.addWidget(inside)
         self.body.insertWidget(1, self.advanced)
 
     def _show_defaults(self) -> None:
-        """Say in the empty fields what is used while they are empty."""
+        """Say in the empty fields what is used while they are empty, and offer parts where there is a whole slide."""
         image = self.image.layer
+        self.form.setRowVisible(self.area, image is not None and bool(image.multiscale))
         try:
             mpp = layer_mpp(image) if image is not None else None
             card = json.loads(find_model(self.model.currentData()).read_text(encoding="utf-8"))

@@ -85,9 +85,10 @@ class CropWidget(Dock):
         labels = labels_array(layer) if isinstance(layer, Labels) else None
 
         def work() -> Generator[Progress, None, Crops]:
-            from napari_wbc.crop import CropSize, crop_cells
+            from napari_wbc.crop import CropSize
             from napari_wbc.export import write_crops
             from napari_wbc.pipeline import Progress, analyse, crop_scale
+            from napari_wbc.whole import crop_slide
 
             from ._layers import cells_at, cells_of
 
@@ -102,7 +103,7 @@ class CropWidget(Dock):
             if len(cells) and not np.isfinite(mpp):
                 raise ValueError("the scale is unknown; set the layer's scale and units (µm), or use another picture")
             yield Progress("cutting", 0, len(cells))
-            crops = crop_cells(analysis.slide.image, cells.centroids, mpp, size)
+            crops = crop_slide(analysis.slide, cells.centroids, mpp, size)
             written = write_crops(crops, cells, folder, mpp=side / pixels) if folder else None
             return Crops(crops, cells, written)
 

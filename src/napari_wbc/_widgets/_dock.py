@@ -15,7 +15,7 @@ from qtpy.compat import isalive
 from qtpy.QtCore import QEvent, Qt, Signal
 from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
-from ._source import CROPS, KEY
+from ._source import CROPS, DENSITY, KEY, REGIONS
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -85,9 +85,9 @@ class LayerChoice(QComboBox):
         self.chosen.emit()
 
     def _offers(self, layer: Any) -> bool:
-        # Crops of ours are no smears.
+        # Crops and maps of ours are no smears.
         mark = getattr(layer, "metadata", {}).get(KEY, {})
-        return isinstance(layer, self._kind) and mark.get("role") != CROPS
+        return isinstance(layer, self._kind) and mark.get("role") not in (CROPS, REGIONS, DENSITY)
 
     def choose(self, layer: Layer | None) -> None:
         """Choose a layer; nothing happens if it is not offered."""

@@ -14,6 +14,7 @@ from napari_wbc.cells import COLUMNS, UNIDENTIFIED, Cells
 from napari_wbc.palette import COLOURS, colour
 
 from ._panel import COUNTS, INK, NAMES, counts_panel, name_plates
+from ._slide_layers import show_maps
 from ._source import KEY as KEY  # the reader marks its layers with it too
 from ._source import file_of
 
@@ -37,6 +38,7 @@ def layers_of(
     labels: npt.NDArray[np.integer[Any]] | None,
     name: str = "",
     scale: Sequence[float] | None = None,
+    extent: Sequence[int] | None = None,
 ) -> list[LayerTuple]:
     """Return the layers that show the cells of a field.
 
@@ -50,6 +52,8 @@ def layers_of(
         Put in front of the layers' names.
     scale : two floats, optional
         World units per pixel.
+    extent : two ints, optional
+        Rows and columns of the picture; those of the labels, or where the cells are, if not given.
 
     Returns
     -------
@@ -65,7 +69,7 @@ def layers_of(
         layers.append((labels, _labels_attributes(cells), "labels"))
     layers.append((cells.centroids, _points_attributes(cells), "points"))
     if cells.classes:
-        extent = labels.shape if labels is not None else _extent(cells)
+        extent = extent or (labels.shape if labels is not None else _extent(cells))
         layers.extend((*draw(cells, extent, scale), "shapes") for draw in (name_plates, counts_panel))
     for _, attributes, _ in layers:
         attributes["scale"] = scale
@@ -158,7 +162,8 @@ def update_layers(viewer: Viewer, analysis: Analysis, image_layer: Layer) -> dic
     selected = set(viewer.layers.selection)
     transform = _transform(image_layer)
     shown = {}
-    for data, attributes, kind in layers_of(analysis.cells, analysis.labels, scale=transform["scale"]):
+    extent = analysis.slide.shape
+    for data, attributes, kind in layers_of(analysis.cells, analysis.labels, "", transform["scale"], extent):
         role = attributes["name"]
         attributes.update(transform)
         attributes["metadata"][KEY].update(image=image_layer.unique_id, cells=analysis.cells)
@@ -173,8 +178,10 @@ def update_layers(viewer: Viewer, analysis: Analysis, image_layer: Layer) -> dic
         else:
             layer = getattr(viewer, f"add_{kind}")(data, **attributes)
             if role == LABELS:
-                layer.contour = max(2, round(max(analysis.labels.shape) / 350))
+                layer.contour = max(2, round(max(extent) / 350))
         shown[role] = layer
+    if analysis.whole is not None:
+        show_maps(viewer, analysis, image_layer, transform)
     if selected:
         viewer.layers.selection.clear()
         viewer.layers.selection.update(selected)

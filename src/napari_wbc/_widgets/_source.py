@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from napari_wbc.slide import IMAGE_SUFFIXES, MAX_MEGAPIXELS, ImageError, Slide
+from napari_wbc.slide import IMAGE_SUFFIXES, MAX_MEGAPIXELS, SLIDE_SUFFIXES, ImageError, Slide
+from napari_wbc.slide_formats import is_zarr
 
 if TYPE_CHECKING:
-    from napari.layers import Image, Labels, Layer, Points
+    from napari.layers import Image, Labels, Layer, Points, Shapes
 
     from napari_wbc.appearance import Appearance
 
 # Under this key our layers' metadata say what they show and of which picture.
 KEY = "napari-wbc"
-CROPS = "crops"
+CROPS, REGIONS, DENSITY = "crops", "regions", "density"
 
 
 def layer_mpp(layer: Image) -> float | None:
@@ -37,7 +38,8 @@ def layer_mpp(layer: Image) -> float | None:
 def file_of(layer: Layer) -> Path | None:
     """Return the picture's file; the source of a layer that was read from a folder of results is that folder."""
     for path in (layer.source.path, layer.metadata.get("path")):
-        if path and Path(path).suffix.lower() in IMAGE_SUFFIXES and Path(path).is_file():
+        suffix = Path(path).suffix.lower() if path else ""
+        if (suffix in (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES) and Path(path).is_file()) or (suffix and is_zarr(Path(path))):
             return Path(path)
     return None
 
@@ -48,7 +50,7 @@ def slide_of(layer: Image, mpp: float | None = None) -> Slide:
     Parameters
     ----------
     layer : napari.layers.Image
-        RGB; of a multiscale layer the finest level is taken.
+        RGB; a multiscale layer is a whole slide, of which nothing is read yet.
     mpp : float, optional
         Micrometres per pixel; those of the layer where it has physical units.
 
@@ -63,6 +65,8 @@ def slide_of(layer: Image, mpp: float | None = None) -> Slide:
     ImageError
         If it is no RGB picture or too large.
     """
+    if layer.multiscale and layer.rgb and layer.ndim == 2:
+        return _whole_of(layer, layer_mpp(layer) if mpp is None else mpp)
     data = layer.data[0] if layer.multiscale else layer.data
     if data.ndim - bool(layer.rgb) > 2 and not (data.ndim == 3 and data.shape[0] in (3, 4)):
         raise ImageError(
@@ -84,6 +88,42 @@ def slide_of(layer: Image, mpp: float | None = None) -> Slide:
     except ImageError:
         return slide
     return replace(file, mpp=mpp) if np.array_equal(file.image, slide.image) else slide
+
+
+def _whole_of(layer: Image, mpp: float | None) -> Slide:
+    """Return the slide of a multiscale layer: its file if our reader opened it, else its levels."""
+    path, shape = file_of(layer), tuple(layer.data[0].shape[:2])
+    if path is not None:
+        slide = Slide.open(path)
+        if slide.is_whole and slide.shape == shape:
+            return replace(slide, mpp=slide.mpp if mpp is None else mpp)
+    return Slide.from_levels(list(layer.data), layer.name, mpp=mpp)
+
+
+def seen_region(layer: Image) -> list[npt.NDArray[np.float64]]:
+    """Return what of a slide is on the screen, as a rectangle in pixels of level 0."""
+    factors = layer.downsample_factors[layer.data_level][-2:] if layer.multiscale else np.ones(2)
+    (top, left), (bottom, right) = np.asarray(layer.corner_pixels, float)[:, -2:] * factors
+    return [np.array([(top, left), (top, right), (bottom, right), (bottom, left)])]
+
+
+def drawn_regions(shapes: Shapes, layer: Image) -> list[npt.NDArray[np.float64]]:
+    """Return what was drawn as polygons in pixels of level 0 of a picture; an ellipse gets 64 corners."""
+    regions = []
+    for corners, kind in zip(shapes.data, shapes.shape_type, strict=True):
+        if kind in ("line", "path"):
+            raise ImageError(f"{shapes.name}: a {kind} encloses nothing; draw rectangles, ellipses or polygons")
+        outline = np.asarray(corners, float)[:, -2:]
+        if kind == "ellipse":
+            turn = np.linspace(0, 2 * np.pi, 64, endpoint=False)[:, None]
+            middle = outline.mean(axis=0)
+            sides = (outline[1] - outline[0]) / 2, (outline[2] - outline[1]) / 2
+            outline = middle + np.cos(turn) * sides[0] + np.sin(turn) * sides[1]
+        places = [layer.world_to_data(shapes.data_to_world(corner)[-2:])[-2:] for corner in outline]
+        regions.append(np.array(places, dtype=float))
+    if not regions:
+        raise ImageError(f"{shapes.name}: nothing is drawn; draw a region on the slide")
+    return regions
 
 
 def labels_array(layer: Labels | None) -> npt.NDArray[Any] | None:

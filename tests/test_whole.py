@@ -1,0 +1,154 @@
+"""Whole slides, end to end: every cell once, whatever the tiles."""
+
+import numpy as np
+import pytest
+import slides
+from conftest import FIELDS
+
+from napari_wbc.coarse import REASONS, View, survey
+from napari_wbc.export import read_results, write_results
+from napari_wbc.pipeline import analyse, run
+from napari_wbc.segment import SegmentParameters
+from napari_wbc.slide import ImageError, Slide
+
+N_CELLS = 7  # in the four fields of the mosaic
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    return slides.write(tmp_path_factory.mktemp("slide") / "slide.tif", slides.mosaic())
+
+
+@pytest.fixture(scope="module")
+def found(path):
+    return run(analyse(Slide.open(path)))
+
+
+def test_the_cells_of_a_slide_are_those_of_its_fields(found):
+    assert len(found.cells) == N_CELLS
+    assert found.labels is None
+    assert sorted(found.whole.rings) == found.cells.table["label"].tolist() == list(range(1, N_CELLS + 1))
+    parameters = SegmentParameters(mpp=slides.MPP)
+    for k, place in enumerate(FIELDS[:4]):
+        alone = run(analyse(Slide.open(place), parameters=parameters)).cells
+        corner = np.array([k // 2 * 480, k % 2 * 640])
+        for centre, area in zip(alone.centroids + corner, alone.table["nucleus_area"], strict=True):
+            apart = np.linalg.norm(found.cells.centroids - centre, axis=1)
+            assert apart.min() * slides.MPP < 2
+            assert 0.6 < found.cells.table["nucleus_area"].iloc[int(apart.argmin())] / area < 1.6
+
+
+@pytest.mark.parametrize("tile", [48, 96])
+def test_no_result_depends_on_where_tiles_begin(path, found, tile):
+    slide = Slide.open(path)
+    again = run(analyse(slide, tile=tile))
+    assert again.cells == found.cells
+    assert again.appearance == found.appearance
+    np.testing.assert_array_equal(again.whole.film.kinds, found.whole.film.kinds)
+
+
+def test_outlines_lie_where_the_cells_are(found):
+    for row in found.cells.table.to_dict("records"):
+        ring = np.concatenate(found.whole.rings[row["label"]])
+        np.testing.assert_array_equal(ring.min(axis=0), [row["bbox-1"], row["bbox-0"]])
+        np.testing.assert_array_equal(ring.max(axis=0), [row["bbox-3"], row["bbox-2"]])
+
+
+def test_only_what_lies_inside_the_drawn_region_is_counted(path, found):
+    inside = run(analyse(Slide.open(path), within=[np.array([(0, 640), (0, 1280), (480, 1280), (480, 640)])]))
+    wanted = [place for place in found.cells.centroids if place[0] < 480 and place[1] > 640]
+    assert len(inside.cells) == len(wanted) == 2
+    assert np.abs(inside.cells.centroids - wanted).max() * slides.MPP < 2
+    with pytest.raises(ImageError, match="outside the slide"):
+        run(analyse(Slide.open(path), within=[np.array([(-9, -9), (-9, -5), (-5, -5)]) * 1000.0]))
+
+
+def test_closing_the_generator_cancels(path):
+    steps = analyse(Slide.open(path))
+    while next(steps).stage != "finding white cells":
+        pass
+    steps.close()
+    with pytest.raises(StopIteration):
+        next(steps)
+
+
+def test_the_scale_is_measured_where_the_file_says_none(tmp_path):
+    slide = Slide.open(slides.write(tmp_path / "a.tif", slides.mosaic(), mpp=1e5))
+    result = run(analyse(slide))
+    assert result.appearance.mpp_source == "red cells"
+    assert 0.055 < result.appearance.mpp < 0.095
+    assert len(result.cells) >= N_CELLS - 1
+    assert any("no microscope" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("mpp", [0.25, None])
+def test_a_slide_without_anything_on_it_is_a_valid_empty_result(mpp, classifier):
+    blank = np.full((3000, 2000, 3), 240, np.uint8)
+    result = run(analyse(Slide.from_levels([blank], "blank", mpp=mpp), classifier))
+    assert len(result.cells) == 0
+    assert result.cells.classes == classifier.card.classes
+    assert result.whole.regions.set_index("region")["share"]["glass"] == 1
+
+
+def test_something_without_red_cells_and_scale_asks_for_one():
+    y, x = np.mgrid[:1200, :1200]
+    image = np.where(((y // 100 + x // 100) % 2)[..., None] > 0, 240, 90).astype(np.uint8) * np.ones(3, np.uint8)
+    with pytest.raises(ImageError, match="give µm per pixel"):
+        run(analyse(Slide.from_levels([image])))
+
+
+def test_glass_pen_and_blur_are_told_from_the_monolayer():
+    from PIL import Image, ImageFilter
+
+    film = np.tile(np.asarray(Image.open(FIELDS[0]).reduce(3)), (10, 10, 1))  # about 0.22 µm per pixel
+    film = film[:1500, :2000].copy()
+    film[:, :500] = 200
+    film[500:1000, 700:1200] = film[500:1000, 700:1200] * np.array([0.12, 0.28, 0.62])
+    soft = Image.fromarray(film[:, 1500:]).filter(ImageFilter.GaussianBlur(14))
+    film[:, 1500:] = np.asarray(soft)
+    slide = Slide.from_levels([film], mpp=0.2175)
+    view = View.of(slide, 0.2175)
+    *_, seen = survey(view)
+    middle = [(750, 250), (750, 950), (250, 1100), (750, 1750)]
+    kinds = [REASONS[k] for k in seen.kind_at(np.array(middle, float))]
+    assert kinds == ["glass", "pen", "monolayer", "out of focus"]
+
+
+def test_labels_need_a_field(path):
+    with pytest.raises(ImageError, match="need a field"):
+        run(analyse(Slide.open(path), labels=np.zeros((960, 1280), int)))
+
+
+def test_a_slide_that_changes_during_the_run_fails(path, tmp_path):
+    copy = tmp_path / "a.tif"
+    copy.write_bytes(path.read_bytes())
+    steps = analyse(Slide.open(copy))
+    next(steps)
+    copy.unlink()
+    with pytest.raises((ImageError, FileNotFoundError)):
+        run(steps)
+
+
+def test_results_of_a_slide_are_written_and_read_back(found, tmp_path):
+    folder = write_results(found, tmp_path / "out")
+    assert {file.name for file in folder.iterdir()} == {
+        "cells.csv", "cells.parquet", "cells.geojson", "annotated.png", "regions.csv", "regions.png", "slide.json",
+    }  # fmt: skip
+    results = read_results(folder)
+    assert results.cells == found.cells
+    assert results.labels is None
+    assert results.image == found.slide.path
+    write_results(found, folder)  # our own results are replaced
+    assert "monolayer" in (folder / "regions.csv").read_text()
+
+
+def test_the_command_line_annotates_a_slide_as_python_does(path, tmp_path, classifier):
+    from typer.testing import CliRunner
+
+    from napari_wbc.cli import app
+
+    done = CliRunner().invoke(app, ["annotate", str(path), "-o", str(tmp_path / "out"), "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    cells = run(analyse(Slide.open(path), classifier)).cells
+    assert read_results(tmp_path / "out/slide").cells == cells
+    assert len(cells) == N_CELLS

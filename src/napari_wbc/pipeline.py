@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .cells import Cells, measure
+from .cells import UNLIKE, Cells, measure
 from .crop import crop_cells
 from .segment import Appearance, SegmentParameters, appearance, segment
 from .slide import ImageError, Slide
@@ -177,7 +177,7 @@ def analyse(
         probabilities[part], unlikeness[part] = classifier.judge(crops)
         yield Progress("classifying", min(start + BATCH, len(cells)), len(cells))
     cells = cells.with_predictions(probabilities, card.classes, threshold, unlikeness, card.unlike_above)
-    return Analysis(slide, cells, labels, look, card, threshold, tuple(notes))
+    return Analysis(slide, cells, labels, look, card, threshold, (*notes, *_unlike_notes(cells)))
 
 
 def _whole(
@@ -190,7 +190,7 @@ def _whole(
         except StopIteration as stop:
             found: Found = stop.value
             break
-    notes = (*slide.notes, *found.notes)
+    notes = (*slide.notes, *found.notes, *_unlike_notes(found.cells))
     card = classifier.card if classifier else None
     return Analysis(slide, found.cells, None, found.look, card, threshold if card else 0.0, notes, found.whole)
 
@@ -288,6 +288,14 @@ def crop_scale(look: Appearance, cells: Cells) -> float:
 
 ASSUMED_CELL_UM = 14.8
 """Width of a white cell: the mean over five classes of the medians of pbc/val, as this package outlines them."""
+
+
+def _unlike_notes(cells: Cells) -> list[str]:
+    n = int((cells.table["reason"] == UNLIKE).sum())
+    if not n:
+        return []
+    many = f"{n} cells are" if n > 1 else "1 cell is"
+    return [f"{many} unlike those that the model knows, and unidentified: look whether they are blasts, clumps or dirt"]
 
 
 def _scale_notes(look: Appearance, n: int) -> list[str]:

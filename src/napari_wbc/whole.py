@@ -67,6 +67,7 @@ class _Found:
     crop: npt.NDArray[np.uint8] | None
     apart: float
     probabilities: npt.NDArray[np.float32] | None = None
+    unlikeness: float = float("nan")
 
     @property
     def centre(self) -> tuple[float, float]:
@@ -314,9 +315,9 @@ def _ahead(job: Callable[[int], list[_Found]], order: range) -> Iterator[list[_F
 
 
 def _classify(classifier: Classifier, cells: Sequence[_Found]) -> None:
-    probabilities = classifier.predict(np.stack([cell.crop for cell in cells if cell.crop is not None]))
-    for cell, row in zip(cells, probabilities, strict=True):
-        cell.probabilities, cell.crop = row, None
+    judged = classifier.judge(np.stack([cell.crop for cell in cells if cell.crop is not None]))
+    for cell, row, unlikeness in zip(cells, *judged, strict=True):
+        cell.probabilities, cell.unlikeness, cell.crop = row, float(unlikeness), None
 
 
 def _once(found: list[_Found], job: _Job, classifier: Classifier | None) -> list[_Found]:
@@ -358,7 +359,8 @@ def _table(found: Sequence[_Found], name: str, classifier: Classifier | None, th
     if classifier is None:
         return cells
     rows = np.stack([cell.probabilities for cell in found if cell.probabilities is not None])
-    return cells.with_predictions(rows, classifier.card.classes, threshold)
+    unlikeness = np.array([cell.unlikeness for cell in found])
+    return cells.with_predictions(rows, classifier.card.classes, threshold, unlikeness, classifier.card.unlike_above)
 
 
 def _box(within: Polygons | None, slide: Slide, margin: float) -> tuple[int, int, int, int] | None:

@@ -3,6 +3,8 @@
 Run ``xvfb-run -a -s "-screen 0 1600x1000x24" python docs/make_screenshots.py`` or, with a display, without
 ``xvfb-run``. Names of pictures as arguments take only those. ``--cells DIR`` names the folder, with a folder a class,
 of which a few cells are trained on, and ``--start FILE`` weights to start from in place of a download.
+``--slide FILE`` takes the picture of a whole slide, such as ``benchmarks/make_slide.py`` writes (``--size 3200 2400
+--cells 30 --zones``).
 """
 
 import argparse
@@ -52,7 +54,10 @@ def take(name, home, options):
     get_settings().appearance.theme = theme
     viewer = napari.Viewer(show=True)
     viewer.window.resize(*SIZE)
-    viewer.open_sample("napari-wbc", sample)
+    if name == "slide":
+        viewer.open(sample, plugin="napari-wbc")
+    else:
+        viewer.open_sample("napari-wbc", sample)
     _, dock = viewer.window.add_plugin_dock_widget("napari-wbc", title)
     wait(1)
     viewer.reset_view()
@@ -75,10 +80,13 @@ def take(name, home, options):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("names", nargs="*", default=list(SHOTS))
+    parser.add_argument("names", nargs="*")
     parser.add_argument("--cells", type=Path, default=Path(__file__).parents[1] / "tests/data/crops")
     parser.add_argument("--start", type=Path)
+    parser.add_argument("--slide", type=Path)
     options = parser.parse_args()
+    if options.slide:
+        SHOTS["slide"] = (str(options.slide.resolve()), "Classify white cells", "dark")
     FOLDER.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as home:
         # Settings, runs and models of the user stay as they are.
@@ -87,5 +95,5 @@ if __name__ == "__main__":
         from napari.settings import get_settings
         from qtpy.QtWidgets import QApplication
 
-        for name in options.names:
+        for name in options.names or SHOTS:
             take(name, Path(home), options)

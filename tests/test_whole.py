@@ -30,12 +30,11 @@ def test_the_cells_of_a_slide_are_those_of_its_fields(found):
     assert sorted(found.whole.rings) == found.cells.table["label"].tolist() == list(range(1, N_CELLS + 1))
     parameters = SegmentParameters(mpp=slides.MPP)
     for k, place in enumerate(FIELDS[:4]):
+        # Outlines may differ: a field is measured against its own stain, a slide's cells against that of the slide.
         alone = run(analyse(Slide.open(place), parameters=parameters)).cells
-        corner = np.array([k // 2 * 480, k % 2 * 640])
-        for centre, area in zip(alone.centroids + corner, alone.table["nucleus_area"], strict=True):
+        for centre in alone.centroids + (k // 2 * 480, k % 2 * 640):
             apart = np.linalg.norm(found.cells.centroids - centre, axis=1)
-            assert apart.min() * slides.MPP < 2
-            assert 0.6 < found.cells.table["nucleus_area"].iloc[int(apart.argmin())] / area < 1.6
+            assert (apart * slides.MPP < 2).sum() == 1
 
 
 @pytest.mark.parametrize("tile", [48, 96])

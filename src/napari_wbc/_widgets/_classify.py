@@ -361,7 +361,8 @@ class ClassifyWidget(Dock):
     def _show_defaults(self) -> None:
         """Say in the empty fields what is used while they are empty, and offer parts where there is a whole slide."""
         image = self.image.layer
-        self.form.setRowVisible(self.area, image is not None and bool(image.multiscale))
+        for part in (self.area, self.form.labelForField(self.area)):
+            part.setVisible(image is not None and bool(image.multiscale))
         try:
             mpp = layer_mpp(image) if image is not None else None
             card = json.loads(find_model(self.model.currentData()).read_text(encoding="utf-8"))

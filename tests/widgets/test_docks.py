@@ -78,7 +78,7 @@ def test_crop_points_of_ones_own(viewer, dock, press, sample, tmp_path):
     widget.cells.choose(viewer.layers["mine"])
     widget.folder.setText(str(tmp_path / "crops"))
     assert press(widget).startswith("2 crops")
-    expected = crop_cells(picture.image, np.array([[50.0, 60.0], [70.0, 80.0]]), 0.1, CropSize(28.8, 96))
+    expected = crop_cells(picture.image, np.array([[50.0, 60.0], [70.0, 80.0]]), 0.1, CropSize(22.4, 128))
     assert np.array_equal(viewer.layers["crops"].data, expected)
     assert len(list((tmp_path / "crops" / "unclassified").glob("*.png"))) == 2
     viewer.layers["mine"].data = [[-50.0, 6.0]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from napari.layers import Image, Labels, Points
 from qtpy.QtWidgets import QDoubleSpinBox, QFileDialog, QHBoxLayout, QLineEdit, QPushButton, QSpinBox
+
+from napari_wbc.models import find_model
 
 from ._dock import Dock, LayerChoice
 from ._source import CROPS, KEY, labels_array, points_in, slide_of
@@ -51,9 +54,10 @@ class CropWidget(Dock):
         self.pixels = QSpinBox()
         self.pixels.setRange(8, 4096)
         self.pixels.setToolTip("Side of the square, pixels")
-        # What the shipped model takes, so that crops can train the next one.
-        self.side.setValue(28.8)
-        self.pixels.setValue(96)
+        # What the shipped model takes, as on the command line.
+        size = json.loads(find_model().read_text(encoding="utf-8"))["crop"]
+        self.side.setValue(size["side_um"])
+        self.pixels.setValue(size["pixels"])
         self.folder = QLineEdit()
         self.folder.setPlaceholderText("none: only show them")
         browse = QPushButton("…")

@@ -32,7 +32,7 @@ def test_the_cells_of_a_slide_are_those_of_its_fields(found):
     for k, place in enumerate(FIELDS[:4]):
         # Outlines may differ: a field is measured against its own stain, a slide's cells against that of the slide.
         alone = run(analyse(Slide.open(place), parameters=parameters)).cells
-        for centre in alone.centroids + (k // 2 * 480, k % 2 * 640):
+        for centre in alone.centroids + np.array([k // 2 * 480, k % 2 * 640]):
             apart = np.linalg.norm(found.cells.centroids - centre, axis=1)
             assert (apart * slides.MPP < 2).sum() == 1
 

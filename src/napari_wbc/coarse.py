@@ -146,7 +146,7 @@ def survey(
     light, level = _light(view, window)
     rows, columns = view.shape
     blocks = (-(-rows // BLOCK), -(-columns // BLOCK))
-    measured = np.full((4, *blocks), np.nan, np.float32)
+    measured = np.full((5, *blocks), np.nan, np.float32)
     found: list[npt.NDArray[np.float64]] = [np.empty((0, 3))]
     side = max(1, round(tile / BLOCK)) * BLOCK
     places = [(y, x) for y in range(0, rows, side) for x in range(0, columns, side) if _meets(view, y, x, side, window)]
@@ -225,7 +225,7 @@ def _kept(peaks: npt.NDArray[np.float64], apart: float) -> npt.NDArray[np.bool_]
 
 
 def _measured(density: Float, own: tuple[slice, slice], level: float) -> Float:
-    """Of each square: share that is covered, density of what covers it, share of pen, sharpness."""
+    """Of each square: share that is covered, density of what covers it, share of pen, sharpness, density of all."""
     red, green, blue = (density[..., k] for k in range(3))
     covered = green > level
     # Stain takes most of the green and little of the blue; ink takes most of the red, or of everything.
@@ -234,7 +234,7 @@ def _measured(density: Float, own: tuple[slice, slice], level: float) -> Float:
     layers = (covered, green * covered, pen, edges, green, green * green)
     cover, dense, ink, edge, mean, square = (_means(layer[own].astype(np.float32)) for layer in layers)
     deviation = np.sqrt(np.maximum(square - mean * mean, 0))
-    return np.stack([cover, dense / np.maximum(cover, 1e-3), ink, edge / np.maximum(deviation, 0.02)])
+    return np.stack([cover, dense / np.maximum(cover, 1e-3), ink, edge / np.maximum(deviation, 0.02), mean])
 
 
 def _means(values: Float) -> Float:
@@ -246,7 +246,7 @@ def _means(values: Float) -> Float:
 
 def _kinds(measured: Float) -> npt.NDArray[np.uint8]:
     seen = ~np.isnan(measured[0])
-    cover, dense, ink, sharp = np.nan_to_num(measured)
+    cover, dense, ink, sharp, mean = np.nan_to_num(measured)
     # A white cell or a hole between red cells makes no region: neighbours have a say.
     weight = ndi.uniform_filter(seen.astype(np.float32), 3, mode="constant")
     around = ndi.uniform_filter(cover, 3, mode="constant") / np.maximum(weight, 1e-6)
@@ -262,7 +262,9 @@ def _kinds(measured: Float) -> npt.NDArray[np.uint8]:
     good = kinds == 0
     if good.any():
         soft = ndi.median_filter(sharp, 3) < _BLUR * float(np.median(sharp[good & seen]))
-        kinds[good & soft] = REASONS.index("out of focus")
+        # Blur spreads what lies there too thin to cover anything; its density stays.
+        there = good | (ndi.median_filter(mean, 3) > 0.5 * float(np.median(mean[good & seen])))
+        kinds[there & soft & (kinds != REASONS.index("thick part"))] = REASONS.index("out of focus")
     kinds[ndi.binary_dilation(ink > _PEN_SHARE)] = REASONS.index("pen")
     kinds[~seen] = REASONS.index("glass")
     return kinds

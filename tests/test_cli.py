@@ -261,7 +261,17 @@ def test_classify_reports_broken_files(classifier, tmp_path):
     output = call("classify", tmp_path, "-o", tmp_path / "p.csv", "--threshold", 1, code=3)
     assert "1 failed" in output
     table = pd.read_csv(tmp_path / "p.csv", keep_default_na=False)
-    columns = ["file", "class", "probability", *(f"p_{c}" for c in classifier.card.classes), "mpp", "scale", "error"]
+    columns = [
+        "file",
+        "class",
+        "probability",
+        *(f"p_{c}" for c in classifier.card.classes),
+        "unlikeness",
+        "reason",
+        "mpp",
+        "scale",
+        "error",
+    ]
     assert table.columns.tolist() == columns
     assert table["class"].tolist() == ["", UNIDENTIFIED, UNIDENTIFIED]
     assert "not a picture" in table["error"][0]

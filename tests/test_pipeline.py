@@ -9,7 +9,7 @@ import pytest
 from conftest import FIELDS
 
 import napari_wbc
-from napari_wbc.cells import UNIDENTIFIED
+from napari_wbc.cells import IMPROBABLE, UNIDENTIFIED, UNLIKE
 from napari_wbc.pipeline import Progress, analyse, annotate, run
 from napari_wbc.segment import SegmentParameters
 from napari_wbc.slide import ImageError, Slide
@@ -56,7 +56,8 @@ def test_the_threshold_moves_cells_to_unidentified_and_nothing_else(field, class
     strict = run(analyse(slide, classifier, threshold=1.0)).cells.table
     assert UNIDENTIFIED not in set(free["class"])
     assert set(strict["class"]) == {UNIDENTIFIED}
-    assert free.drop(columns="class").equals(strict.drop(columns="class"))
+    assert set(strict["reason"]) <= {IMPROBABLE, UNLIKE}
+    assert free.drop(columns=["class", "reason"]).equals(strict.drop(columns=["class", "reason"]))
 
 
 def test_a_given_scale_overrides(field):

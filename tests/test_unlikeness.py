@@ -97,7 +97,7 @@ def test_a_trained_model_tells_what_it_does_not_know(tree: Path, tmp_path: Path)
     done = train(tree, recipe, tmp_path / "run", mpp=0.145, val=0.34, device="cpu", install=False)
     model = Classifier.load(tmp_path / "run", device="cpu")
     assert 1 <= len(model.card.unlikeness["blocks"]) <= 8
-    assert model.card == replace(done.card, results=model.card.results)
+    assert (model.card.sha256, dict(model.card.unlikeness)) == (done.card.sha256, dict(done.card.unlikeness))
     unlikeness = model.judge(np.zeros((2, 32, 32, 3), np.uint8))[1]
     assert ((unlikeness >= 0) & (unlikeness <= 1)).all()
 

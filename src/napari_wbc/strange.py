@@ -150,7 +150,7 @@ def learn_unlikeness(network: nn.Module, recipe: Recipe, ready: Prepared) -> tup
             np.concatenate([_statistics(gauge, network, look, crops, y, change) for look in (*plain, disturbed)])
             for change in (None, ready.stored)
         )
-    weight, bias = _regression(known, strange)
+    weight, bias = fit_regression(known, strange)
     gauge = Gauge(gauge.blocks, weight, bias)
     val = ready.split.rows("val")
     trained_on = ready.extra_weight > 0
@@ -204,7 +204,7 @@ def _statistics(
     return np.concatenate(found)
 
 
-def _regression(known: npt.NDArray[np.float32], strange: npt.NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+def fit_regression(known: npt.NDArray[np.float32], strange: npt.NDArray[np.float32]) -> tuple[Tensor, Tensor]:
     """Weight (d,) and bias () on statistics as they are."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.preprocessing import StandardScaler

@@ -89,7 +89,7 @@ def section(name: str, runs: Path) -> str:
         cards = sorted(p for p in folder.rglob("*.json") if p.with_suffix(".safetensors").is_file())
         training = json.loads(cards[0].read_text(encoding="utf-8"))["training"]
         lines.append(f"- {split.capitalize()} split: {'; '.join(training['notes'])}.")
-    lines += ["", "```bash", command(name, "leak-free"), "```", ""]
+    lines += ["", "```bash", f"{command(name, 'leak-free')} -o runs/{name}", "```", ""]
     if not tables:
         return "\n".join([*lines, "Not run yet.", ""])
     both = [shown(folder, split) for split, folder in tables.items()]

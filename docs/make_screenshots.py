@@ -69,10 +69,7 @@ def take(name, home, options):
         viewer.reset_view()
     wait(2)
     shot = Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)).convert("RGB")
-    # A quarter of the size, and nobody sees it.
-    shot.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG).save(
-        FOLDER / f"{name}.png", optimize=True
-    )
+    shot.save(FOLDER / f"{name}.png", optimize=True)  # all colours: those of the classes must not merge
     print(f"{name}: {dock.status.text()}")
     viewer.close()
     wait(0.5)

@@ -294,8 +294,9 @@ def _unlike_notes(cells: Cells) -> list[str]:
     n = int((cells.table["reason"] == UNLIKE).sum())
     if not n:
         return []
-    many = f"{n} cells are" if n > 1 else "1 cell is"
-    return [f"{many} unlike those that the model knows, and unidentified: look whether they are blasts, clumps or dirt"]
+    if n == 1:
+        return ["1 cell is unlike those that the model knows, and unidentified: it may be a blast, a clump or dirt"]
+    return [f"{n} cells are unlike those that the model knows, and unidentified: they may be blasts, clumps or dirt"]
 
 
 def _scale_notes(look: Appearance, n: int) -> list[str]:

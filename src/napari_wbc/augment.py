@@ -73,7 +73,7 @@ def turn(
         From 0 to 1.
     """
     n = len(crops)
-    crops = crops.permute(0, 3, 1, 2).float() / 255
+    crops = crops.permute(0, 3, 1, 2).contiguous().float().div_(255)
     angle = torch.rand(n) * 2 * math.pi if rotate else torch.zeros(n)
     wide = torch.exp(torch.randn(n) * stretch)
     scale = torch.exp(torch.empty(n).uniform_(-zoom, zoom)) * (size.side_um / stored.side_um)
@@ -115,16 +115,19 @@ def _with_cytoplasm(grid: Tensor, radius: Tensor, reactive: Tensor) -> Tensor:
 def _cut_by_border(crops: Tensor, stored: CropSize, share: float) -> tuple[Tensor, Tensor]:
     """Background beyond a line near the cell, for a share of the crops; and the move that centres what is left."""
     n, pixels = len(crops), crops.shape[-1]
-    cut, direction = torch.rand(n) < share, torch.rand(n) * 2 * math.pi
+    cut = (torch.rand(n) < share).nonzero()[:, 0]
+    direction = torch.rand(len(cut)) * 2 * math.pi
     normal = torch.stack([direction.cos(), direction.sin()], 1)
     unit = stored.side_um / 38.4
-    distance = torch.empty(n).uniform_(-1, 5.5) * unit
+    distance = torch.empty(len(cut)).uniform_(-1, 5.5) * unit
     axis = ((torch.arange(pixels) + 0.5) / pixels - 0.5) * stored.side_um
     position = normal[:, 0, None, None] * axis[None, None] + normal[:, 1, None, None] * axis[None, :, None]
-    beyond = ((position > distance[:, None, None]) & cut[:, None, None])[:, None]
-    background = crops.flatten(2)[:, :, ::7].quantile(0.85, dim=2)[:, :, None, None]
-    moved = normal * ((distance - 6.5 * unit) / stored.side_um)[:, None]
-    return torch.where(beyond, background, crops), torch.where(cut[:, None], moved, torch.zeros(n, 2))
+    some = crops[cut]
+    background = some.flatten(2)[:, :, ::7].quantile(0.85, dim=2)[:, :, None, None]
+    crops[cut] = torch.where((position > distance[:, None, None])[:, None], background, some)
+    moved = torch.zeros(n, 2)
+    moved[cut] = normal * ((distance - 6.5 * unit) / stored.side_um)[:, None]
+    return crops, moved
 
 
 @register

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,7 @@ import numpy.typing as npt
 from .cells import UNIDENTIFIED
 from .crop import CropSize
 from .models import build, find_model, fold_batch_norm
-from .preprocess import apply_steps, check_steps
+from .preprocess import apply_steps, check_steps, to_unit
 from .unlikeness import PREFIX, Gauge, check_unlikeness
 
 if TYPE_CHECKING:
@@ -25,6 +24,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 MAX_WEIGHTS_BYTES = 4 * 2**30
+CPU_PIXELS = 16 * 128**2
+"""So many go through the network at once on a CPU: its maps then stay in the caches, and below the size that the
+system's allocator hands back at every step, which makes it 1.5 to 2 times faster than with batches of 64 crops."""
 
 
 class ModelError(ValueError):
@@ -297,16 +299,24 @@ class Classifier:
 
         device = next(self.network.parameters()).device
         with torch.inference_mode():
-            # NHWC in memory seen as NCHW is exactly channels-last.
-            crops = torch.from_numpy(np.ascontiguousarray(batch)).to(device).permute(0, 3, 1, 2)
+            crops = to_unit(torch.from_numpy(np.ascontiguousarray(batch)).to(device).permute(0, 3, 1, 2))
             seen = torch.cat([apply_steps(crops, steps, self.card.crop) for steps in self.card.ways])
+            seen = seen.contiguous(memory_format=torch.channels_last)
             views = (len(self.card.ways), len(crops))
-            with self.gauge.watching() if self.gauge else nullcontext():
-                logits = self.network(seen).unflatten(0, views).mean(0)
-            result: npt.NDArray[np.float32] = (logits / self.card.temperature).softmax(1).cpu().numpy()
+            at_once = max(1, CPU_PIXELS // self.card.crop.pixels**2) if device.type == "cpu" else len(seen)
+            logits, unlikeness = zip(*map(self._forward, torch.split(seen, at_once)), strict=True)
+            mean = torch.cat(logits).reshape(*views, -1).mean(0)
+            result: npt.NDArray[np.float32] = (mean / self.card.temperature).softmax(1).cpu().numpy()
             if self.gauge is None:
                 return result, np.nan
-            return result, self.gauge.score().reshape(views).mean(0).sigmoid().cpu().numpy()
+            return result, torch.cat(unlikeness).reshape(views).mean(0).sigmoid().cpu().numpy()
+
+    def _forward(self, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits and scores of unlikeness of what the network sees."""
+        if self.gauge is None:
+            return self.network(seen), None
+        with self.gauge.watching():
+            return self.network(seen), self.gauge.score()
 
 
 def save_model(path: str | Path, card: ModelCard, state: Mapping[str, torch.Tensor]) -> ModelCard:

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .allocator import keep_blocks
 from .atomic import new_file
 from .classifier import ModelCard
 from .dataset import Dataset, DatasetError, read_dataset
@@ -148,6 +149,7 @@ def train(
         n = np.bincount(ready.y[ready.split.rows("train")], minlength=len(ready.classes)).clip(1).astype(float)
         weight = torch.tensor(n**-recipe.balance_power / np.mean(n**-recipe.balance_power), dtype=torch.float32)
     module = lightning_module(recipe, weight, network)
+    keep_blocks()
     follower = fit(folder, recipe, ready, module, device, devices, nodes, precision, report)
     if not follower.first:
         raise SystemExit(0)  # of a distributed run, the first process finishes

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("NAPARI_WBC_OPENVINO", "0")  # torch is the reference; its tests take the other engine
+
 HERE = Path(__file__).parent
 FIELDS = sorted((HERE / "data/fields").glob("*.jpg"))
+PBC_MPP = 0.145
 CROPS = sorted((HERE / "data/crops").glob("*/*.jpg"))
 
 
@@ -47,3 +51,18 @@ def tree(tmp_path: Path) -> Path:
 def _models_of_their_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep models that tests train out of the user's list."""
     monkeypatch.setenv("NAPARI_WBC_MODELS", str(tmp_path_factory.mktemp("models")))
+
+
+@pytest.fixture(scope="session")
+def real_crops(classifier):
+    """Return the test cells as the shipped model takes them."""
+    import numpy as np
+    from PIL import Image
+
+    from napari_wbc.crop import crop_cells
+
+    crops = []
+    for path in CROPS:
+        image = np.asarray(Image.open(path).convert("RGB"))
+        crops.append(crop_cells(image, (np.array([image.shape[:2]]) - 1) / 2, PBC_MPP, classifier.card.crop)[0])
+    return np.stack(crops)

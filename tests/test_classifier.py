@@ -9,23 +9,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import CROPS
-from PIL import Image
 
 from napari_wbc.classifier import Classifier, ModelCard, ModelError, save_model
-from napari_wbc.crop import CropSize, crop_cells
+from napari_wbc.crop import CropSize
 from napari_wbc.models import available_models, build, find_model, fold_batch_norm
 
-PBC_MPP = 0.145
 NAMES = {"ig": "immature granulocyte"}
-
-
-@pytest.fixture(scope="module")
-def real_crops(classifier):
-    crops = []
-    for path in CROPS:
-        image = np.asarray(Image.open(path).convert("RGB"))
-        crops.append(crop_cells(image, (np.array([image.shape[:2]]) - 1) / 2, PBC_MPP, classifier.card.crop)[0])
-    return np.stack(crops)
 
 
 @pytest.fixture

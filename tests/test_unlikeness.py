@@ -35,7 +35,7 @@ def test_the_statistics_are_mean_and_deviation_of_the_middle() -> None:
         layer(maps)
     deviation = float(np.std(np.arange(9)))
     np.testing.assert_allclose(gauge.statistics(), [[4, 0, deviation, 0]], rtol=1e-6)
-    np.testing.assert_allclose(gauge.score(), [4 + 2 * deviation + 0.5], rtol=1e-6)
+    np.testing.assert_allclose(gauge.score(gauge.statistics()), [4 + 2 * deviation + 0.5], rtol=1e-6)
     assert not layer._forward_hooks
 
 

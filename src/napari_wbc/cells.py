@@ -85,10 +85,11 @@ class Cells:
         if needed := [name for name in missing if COLUMNS[name].default is None]:
             raise CellsError(f"the table of cells lacks the columns {', '.join(needed)}")
         table = table.reset_index(drop=True).assign(**{name: COLUMNS[name].default for name in missing})
-        for name, column in COLUMNS.items():
-            table[name] = _cast(table[name], name, column.dtype)
-        for name in _probability_columns(table):
-            table[name] = _cast(table[name], name, "float64")
+        wanted = {name: column.dtype for name, column in COLUMNS.items()}
+        for name, dtype in (wanted | dict.fromkeys(_probability_columns(table), "float64")).items():
+            given = table[name]
+            if (cast := _cast(given, name, dtype)) is not given:
+                table[name] = cast
         for name in ["probability", "unlikeness", *_probability_columns(table)]:
             if ((table[name] < 0) | (table[name] > 1)).any():
                 raise CellsError(f"column {name} holds values outside 0 to 1")
@@ -199,6 +200,10 @@ _TRUTH = {"true": True, "false": False, "1": True, "0": False, "1.0": True, "0.0
 
 
 def _cast(values: pd.Series[Any], name: str, dtype: str) -> pd.Series[Any]:
+    if values.dtype == (object if dtype == "str" else dtype) and (
+        dtype != "str" or all(type(value) is str for value in values)
+    ):
+        return values
     try:
         if dtype == "str":
             return values.fillna("").astype(str).astype(object)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from .accelerator import Forward, accelerated
 from .cells import UNIDENTIFIED
 from .crop import CropSize
 from .models import build, find_model, fold_batch_norm
@@ -172,6 +173,7 @@ class Classifier:
         self.card = card
         self.network = network.eval().to(memory_format=torch.channels_last)
         self.gauge = gauge
+        self._accelerated: Forward | None = None
 
     @classmethod
     def load(cls, model: str | Path | None = None, *, device: str | None = None) -> Classifier:
@@ -215,7 +217,15 @@ class Classifier:
             gauge = Gauge.load(network, card.unlikeness, state, card.crop.pixels)
         except ValueError as error:
             raise ModelError(f"{weights_path}: {error}; use the card and the weights of one model") from error
-        return cls(card, network.to(device), gauge and gauge.to(device))
+        classifier = cls(card, network.to(device), gauge and gauge.to(device))
+        if device == "cpu":
+            classifier._accelerated = accelerated(classifier, card_path)
+        return classifier
+
+    @property
+    def engine(self) -> str:
+        """What runs the network: ``torch``, or ``openvino`` where it is installed and there is no GPU."""
+        return "openvino" if self._accelerated else "torch"
 
     def predict(
         self,
@@ -301,7 +311,8 @@ class Classifier:
         with torch.inference_mode():
             crops = to_unit(torch.from_numpy(np.ascontiguousarray(batch)).to(device).permute(0, 3, 1, 2))
             seen = torch.cat([apply_steps(crops, steps, self.card.crop) for steps in self.card.ways])
-            seen = seen.contiguous(memory_format=torch.channels_last)
+            if not self._accelerated:
+                seen = seen.contiguous(memory_format=torch.channels_last)
             views = (len(self.card.ways), len(crops))
             at_once = max(1, CPU_PIXELS // self.card.crop.pixels**2) if device.type == "cpu" else len(seen)
             logits, unlikeness = zip(*map(self._forward, torch.split(seen, at_once)), strict=True)
@@ -313,10 +324,14 @@ class Classifier:
 
     def _forward(self, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Logits and scores of unlikeness of what the network sees."""
-        if self.gauge is None:
-            return self.network(seen), None
-        with self.gauge.watching():
-            return self.network(seen), self.gauge.score()
+        if self._accelerated:
+            logits, statistics = self._accelerated(seen)
+        elif self.gauge is None:
+            logits, statistics = self.network(seen), None
+        else:
+            with self.gauge.watching():
+                logits, statistics = self.network(seen), self.gauge.statistics()
+        return logits, self.gauge.score(statistics) if self.gauge and statistics is not None else None
 
 
 def save_model(path: str | Path, card: ModelCard, state: Mapping[str, torch.Tensor]) -> ModelCard:

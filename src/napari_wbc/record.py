@@ -247,6 +247,7 @@ def versions() -> dict[str, str]:
         "napari-wbc",
         "torch",
         "torchvision",
+        "openvino",
         "numpy",
         "scikit-image",
         "scipy",

@@ -99,11 +99,11 @@ class Gauge:
 
         return torch.cat(self._seen, 1)
 
-    def score(self) -> Tensor:
-        """Return the score (n,) of the pass that was watched; above 0 is unlike rather than like."""
+    def score(self, statistics: Tensor) -> Tensor:
+        """Return the score (n,) of statistics (n, d); above 0 is unlike rather than like."""
         import torch
 
-        return torch.nan_to_num(self.statistics() @ self.weight + self.bias, nan=30.0)
+        return torch.nan_to_num(statistics @ self.weight + self.bias, nan=30.0)
 
     def _see(self, _module: nn.Module, _inputs: Any, maps: Tensor) -> None:
         import torch

@@ -34,8 +34,9 @@ def test_the_statistics_are_mean_and_deviation_of_the_middle() -> None:
     with gauge.watching():
         layer(maps)
     deviation = float(np.std(np.arange(9)))
-    np.testing.assert_allclose(gauge.statistics(), [[4, 0, deviation, 0]], rtol=1e-6)
-    np.testing.assert_allclose(gauge.score(gauge.statistics()), [4 + 2 * deviation + 0.5], rtol=1e-6)
+    statistics = gauge.statistics()
+    np.testing.assert_allclose(statistics, [[4, 0, deviation, 0]], rtol=1e-6)
+    np.testing.assert_allclose(gauge.score(statistics), [4 + 2 * deviation + 0.5], rtol=1e-6)
     assert not layer._forward_hooks
 
 

@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -304,34 +306,59 @@ class Classifier:
                 progress(start)
         return out, unlikeness
 
-    def _judge(self, batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], Any]:
+    def _judge(self, batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        import torch
+
+        with self.gauge.watching() if self.gauge and not self._accelerated else nullcontext():
+            if next(self.network.parameters()).device.type != "cpu":
+                return self._look(batch)
+            at_once = max(1, CPU_PIXELS // self.card.crop.pixels**2 // len(self.card.ways))
+            at_once = min(at_once, -(-len(batch) // 2))  # two cells keep two processors busy
+            parts = [batch[start : start + at_once] for start in range(0, len(batch), at_once)]
+            # Each part is the work of one thread: torch's own would share the sums out, and their number change the
+            # last digits. So a laptop, a cluster and the dock write the same table.
+            threads = torch.get_num_threads()
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                if self._accelerated:  # which has threads of its own, and whose numbers do not depend on them
+                    found = [self._weigh(self._accelerated(seen)) for seen in pool.map(self._views, parts)]
+                else:
+                    found = list(pool.map(self._look, parts))
+        return np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
+
+    def _look(self, part: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Probabilities and unlikeness of as many crops as go through the network at once."""
+        import torch
+
+        with torch.inference_mode():
+            logits = self.network(self._views(part).contiguous(memory_format=torch.channels_last))
+        return self._weigh((logits, self.gauge.statistics() if self.gauge else None))
+
+    def _views(self, part: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """What the network sees of some crops: (ways x n, 3, S, S)."""
         import torch
 
         device = next(self.network.parameters()).device
         with torch.inference_mode():
-            crops = to_unit(torch.from_numpy(np.ascontiguousarray(batch)).to(device).permute(0, 3, 1, 2))
-            seen = torch.cat([apply_steps(crops, steps, self.card.crop) for steps in self.card.ways])
-            if not self._accelerated:
-                seen = seen.contiguous(memory_format=torch.channels_last)
-            views = (len(self.card.ways), len(crops))
-            at_once = max(1, CPU_PIXELS // self.card.crop.pixels**2) if device.type == "cpu" else len(seen)
-            logits, unlikeness = zip(*map(self._forward, torch.split(seen, at_once)), strict=True)
-            mean = torch.cat(logits).reshape(*views, -1).mean(0)
-            result: npt.NDArray[np.float32] = (mean / self.card.temperature).softmax(1).cpu().numpy()
-            if self.gauge is None:
-                return result, np.nan
-            return result, torch.cat(unlikeness).reshape(views).mean(0).sigmoid().cpu().numpy()
+            crops = to_unit(torch.from_numpy(np.ascontiguousarray(part)).to(device).permute(0, 3, 1, 2))
+            return torch.cat([apply_steps(crops, steps, self.card.crop) for steps in self.card.ways])
 
-    def _forward(self, seen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits and scores of unlikeness of what the network sees."""
-        if self._accelerated:
-            logits, statistics = self._accelerated(seen)
-        elif self.gauge is None:
-            logits, statistics = self.network(seen), None
-        else:
-            with self.gauge.watching():
-                logits, statistics = self.network(seen), self.gauge.statistics()
-        return logits, self.gauge.score(statistics) if self.gauge and statistics is not None else None
+    def _weigh(
+        self, seen: tuple[torch.Tensor, torch.Tensor | None]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Probabilities and unlikeness from the logits and statistics of all views."""
+        import torch
+
+        logits, statistics = seen
+        ways = len(self.card.ways)
+        with torch.inference_mode():
+            mean = logits.reshape(ways, len(logits) // ways, -1).mean(0)
+            result: npt.NDArray[np.float32] = (mean / self.card.temperature).softmax(1).cpu().numpy()
+            if self.gauge is None or statistics is None:
+                return result, np.full(len(result), np.nan, np.float32)
+            score: npt.NDArray[np.float32] = (
+                self.gauge.score(statistics).reshape(ways, -1).mean(0).sigmoid().cpu().numpy()
+            )
+            return result, score
 
 
 def save_model(path: str | Path, card: ModelCard, state: Mapping[str, torch.Tensor]) -> ModelCard:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Gauge:
 
     def __init__(self, blocks: Sequence[nn.Module], weight: Tensor, bias: Tensor) -> None:
         self.blocks, self.weight, self.bias = tuple(blocks), weight, bias
-        self._seen: list[Tensor] = []
+        self._seen: dict[int, list[Tensor]] = {}
 
     @classmethod
     def load(
@@ -84,8 +85,8 @@ class Gauge:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Collect the statistics of one pass through the network."""
-        self._seen = []
+        """Collect the statistics of passes through the network, of each thread its own."""
+        self._seen = {}
         hooks = [block.register_forward_hook(self._see) for block in self.blocks]
         try:
             yield
@@ -94,10 +95,10 @@ class Gauge:
                 hook.remove()
 
     def statistics(self) -> Tensor:
-        """Return the statistics (n, d) of the pass that was watched."""
+        """Return the statistics (n, d) of this thread's last pass that was watched; once."""
         import torch
 
-        return torch.cat(self._seen, 1)
+        return torch.cat(self._seen.pop(get_ident()), 1)
 
     def score(self, statistics: Tensor) -> Tensor:
         """Return the score (n,) of statistics (n, d); above 0 is unlike rather than like."""
@@ -112,4 +113,4 @@ class Gauge:
             raise ValueError("unlikeness: a block of the network gives no feature maps (n, c, h, w)")
         rows, columns = (int(side * MARGIN) for side in maps.shape[2:])
         middle = maps[:, :, rows : maps.shape[2] - rows, columns : maps.shape[3] - columns].float().flatten(2)
-        self._seen += torch.std_mean(middle, 2, correction=0)[::-1]
+        self._seen.setdefault(get_ident(), []).extend(torch.std_mean(middle, 2, correction=0)[::-1])

@@ -116,6 +116,8 @@ def _cut_by_border(crops: Tensor, stored: CropSize, share: float) -> tuple[Tenso
     """Background beyond a line near the cell, for a share of the crops; and the move that centres what is left."""
     n, pixels = len(crops), crops.shape[-1]
     cut = (torch.rand(n) < share).nonzero()[:, 0]
+    if not len(cut):
+        return crops, torch.zeros(n, 2)
     direction = torch.rand(len(cut)) * 2 * math.pi
     normal = torch.stack([direction.cos(), direction.sin()], 1)
     unit = stored.side_um / 38.4

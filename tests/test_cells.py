@@ -3,6 +3,7 @@ import pandas as pd
 import pytest
 
 from napari_wbc.cells import COLUMNS, UNIDENTIFIED, Cells, CellsError, measure
+from napari_wbc.palette import COLOURS, colour
 
 
 def two_cells() -> Cells:
@@ -89,3 +90,9 @@ def test_empty_has_the_classes_asked_for():
     cells = Cells.empty(["a", "b"])
     assert cells.classes == ("a", "b")
     assert cells == Cells(pd.DataFrame(cells.table))
+
+
+@pytest.mark.parametrize("label", ["ig", "Immature_granulocytes", " immature granulocyte "])
+def test_a_class_has_one_colour_whatever_a_data_set_calls_it(label):
+    assert colour(label) == COLOURS["immature granulocyte"]
+    assert colour("blast") not in COLOURS.values()

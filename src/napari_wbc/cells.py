@@ -192,6 +192,19 @@ def reasons(
     return found.astype(object)
 
 
+SYNONYMS = {
+    "ig": "immature granulocyte", "immature granulocytes": "immature granulocyte", "nrbc": "erythroblast",
+    "neutrophils": "neutrophil", "lymphocytes": "lymphocyte", "monocytes": "monocyte", "eosinophils": "eosinophil",
+    "basophils": "basophil", "platelets": "platelet", "erythroblasts": "erythroblast",
+}  # fmt: skip
+
+
+def usual_name(name: str) -> str:
+    """The class that a label of a data set means: without capitals and underscores, one name for synonyms."""
+    plain = name.strip().lower().replace("_", " ")
+    return SYNONYMS.get(plain, plain)
+
+
 def _probability_columns(table: pd.DataFrame) -> list[str]:
     return [name for name in map(str, table.columns) if name.startswith(PROBABILITY_PREFIX)]
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from .atomic import new_file
+from .cells import usual_name
 from .dataset import Dataset, DatasetError, check, cut_cells, read_dataset
 from .split import find_copies
 
@@ -26,11 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "compare", "evaluate", "read_predictions", "write_report"]
 
-SYNONYMS = {
-    "ig": "immature granulocyte", "immature granulocytes": "immature granulocyte", "nrbc": "erythroblast",
-    "neutrophils": "neutrophil", "lymphocytes": "lymphocyte", "monocytes": "monocyte", "eosinophils": "eosinophil",
-    "basophils": "basophil", "platelets": "platelet", "erythroblasts": "erythroblast",
-}  # fmt: skip
 RESAMPLES = 500
 """Of the bootstrap; the AUC, whose computation is slow, is taken from a fifth of them."""
 
@@ -294,12 +290,7 @@ def _same_class(name: str, known: tuple[str, ...]) -> str:
     """The model's class that a class of the data is: of that name, or a synonym, in capitals or not."""
     if name in known:
         return name
-
-    def plain(text: str) -> str:
-        text = text.strip().lower().replace("_", " ")
-        return SYNONYMS.get(text, text)
-
-    return {plain(other): other for other in known}.get(plain(name), name)
+    return {usual_name(other): other for other in known}.get(usual_name(name), name)
 
 
 def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:

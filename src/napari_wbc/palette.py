@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 
-from .cells import UNIDENTIFIED
+from .cells import UNIDENTIFIED, usual_name
 
 # Okabe and Ito, "Color universal design", 2008, and two of Tol's muted scheme (personal.sron.nl/~pault):
 # told apart with every common form of colour blindness.
@@ -35,4 +35,4 @@ _OTHERS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#c
 
 def colour(name: str) -> str:
     """Return the colour of a class as ``#rrggbb``; a class of the user's own keeps its colour from run to run."""
-    return COLOURS.get(name) or _OTHERS[zlib.crc32(name.encode()) % len(_OTHERS)]
+    return COLOURS.get(usual_name(name)) or _OTHERS[zlib.crc32(name.encode()) % len(_OTHERS)]

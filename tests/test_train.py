@@ -98,6 +98,52 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_weights(tree: Path, tmp_pa
     assert Classifier.load(tmp_path / "run", device="cpu") is not None
 
 
+def test_without_memory_it_says_how_to_go_on(tree: Path, tmp_path: Path, monkeypatch) -> None:
+    from napari_wbc import engine as module
+
+    real = module.functional.cross_entropy
+    calls = iter(range(10_000))
+
+    def scarce(logits, *args, **options):
+        if logits.requires_grad and next(calls) == 2:  # in the third epoch
+            raise torch.OutOfMemoryError("out of memory")
+        return real(logits, *args, **options)
+
+    monkeypatch.setattr(module.functional, "cross_entropy", scarce)
+    with pytest.raises(TrainingError, match=r"batches of 4; .*smaller --batch-size"):
+        run(tree, tmp_path / "run", TINY)
+    assert len(run(tree, tmp_path / "run", TINY).history) == 3  # with memory again
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
+def test_a_full_disk_keeps_what_was_done(tree: Path, tmp_path: Path) -> None:
+    whole = run(tree, tmp_path / "whole").history
+    command = [sys.executable, "-c", FULL_DISK, str(tree), str(tmp_path / "run"), "limited"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    full = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert full.returncode != 0
+    assert "TrainingError" in full.stderr
+    assert "Free some space and run the same command to go on" in full.stderr
+    subprocess.run(command[:-1], env=environment, check=True)
+    columns = [c for c in HISTORY if c != "seconds"]
+    resumed = pd.read_csv(tmp_path / "run/history.csv")
+    pd.testing.assert_frame_equal(resumed[columns], whole[columns].astype(resumed[columns].dtypes), rtol=1e-6)
+
+
+FULL_DISK = """
+import signal, sys, test_train as t
+from pathlib import Path
+
+def report(what, done, total):
+    if what.startswith("epoch 2") and len(sys.argv) > 3:  # from here on no file may grow past 20 kB
+        import resource
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+
+t.run(Path(sys.argv[1]), Path(sys.argv[2]), report=report)
+"""
+
+
 def test_early_stopping(tree: Path, tmp_path: Path) -> None:
     done = run(tree, tmp_path / "run", TINY.but(epochs=30, lr=1e-9, patience=2))
     assert len(done.history) < 30

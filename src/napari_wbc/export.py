@@ -49,11 +49,14 @@ class Results:
         The cells' ids, 0 for background; None for a whole slide.
     image : pathlib.Path or None
         The picture that was analysed, where it still exists.
+    sought : pathlib.Path or None
+        Where it was when it was analysed.
     """
 
     cells: Cells
     labels: npt.NDArray[np.integer[Any]] | None = field(repr=False)
     image: Path | None = None
+    sought: Path | None = None
 
 
 def write_results(
@@ -251,12 +254,13 @@ def read_results(folder: str | Path) -> Results:
     folder = Path(folder)
     table = next((folder / name for name in ("cells.csv", "cells.parquet") if (folder / name).is_file()), None)
     if table is not None and (folder / "slide.json").is_file():
-        return Results(read_cells(table), None, _read_note(folder / "slide.json"))
+        sought = _read_note(folder / "slide.json")
+        return Results(read_cells(table), None, sought if sought is not None and sought.exists() else None, sought)
     if table is None or not (folder / "labels.tif").is_file():
         raise ExportError(f"{folder}: no results; a folder with cells.csv (or cells.parquet) and labels.tif is needed")
     cells = read_cells(table)
-    labels, picture = _read_labels(folder / "labels.tif")
-    return Results(cells, labels, picture)
+    labels, sought = _read_labels(folder / "labels.tif")
+    return Results(cells, labels, sought if sought is not None and sought.is_file() else None, sought)
 
 
 def _read_note(path: Path) -> Path | None:
@@ -264,7 +268,7 @@ def _read_note(path: Path) -> Path | None:
         name = json.loads(path.read_text("utf-8"))["slide"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExportError(f"{path}: damaged or cut short ({error}); write the results again") from error
-    return Path(name) if isinstance(name, str) and Path(name).exists() else None
+    return Path(name) if isinstance(name, str) else None
 
 
 def _write_labels(
@@ -294,5 +298,4 @@ def _read_labels(path: Path) -> tuple[npt.NDArray[np.integer[Any]], Path | None]
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
         raise ExportError(f"{path}: not a label image but {labels.dtype} of shape {labels.shape}")
     picture = metadata.get("picture")
-    found = Path(picture) if isinstance(picture, str) and metadata.get("creator") == _CREATOR else None
-    return labels, found if found is not None and found.is_file() else None
+    return labels, Path(picture) if isinstance(picture, str) and metadata.get("creator") == _CREATOR else None

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 @cache
@@ -64,11 +65,6 @@ def harmless(table: pd.DataFrame) -> pd.DataFrame:
     """
 
     def safe(value: Any) -> Any:
-        return (
-            f"'{value}"
-            if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
-            else value
-        )
+        return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
-    table = table.rename(columns=lambda name: safe(str(name)))
-    return table.apply(lambda column: column.map(safe) if column.dtype == object else column)
+    return pd.DataFrame({safe(str(name)): [safe(value) for value in table[name]] for name in table.columns})

@@ -17,7 +17,7 @@ from .cells import Cells
 from .crop_folder import write_crops
 from .geojson import Rings, outlines
 from .review import check_uncorrected, differs_from_model, mark_of
-from .tables import MARK, encode, read_cells, write_cells
+from .tables import MARK, encode, harmless, read_cells, write_cells
 
 if TYPE_CHECKING:
     from .pipeline import Analysis
@@ -185,7 +185,7 @@ def write_folder(
         if "differential.csv" in files:
             slides = list(dict.fromkeys(cells.table["slide"])) or [""]
             blocks = [differential(Cells(cells.table[cells.table["slide"] == name]), name) for name in slides]
-            pd.concat(blocks).to_csv(fresh / "differential.csv", index=False)
+            harmless(pd.concat(blocks)).to_csv(fresh / "differential.csv", index=False)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Pages to read, of templates in which everything is escaped; and values as JSON and spreadsheets bear them."""
+"""Pages to read, of templates in which everything is escaped; and values as JSON knows them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 @cache
@@ -54,17 +52,3 @@ def plain(value: Any) -> Any:
     if not np.isfinite(number):
         return None
     return int(number) if number.is_integer() and not isinstance(value, float) else number
-
-
-def harmless(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table whose texts no spreadsheet takes for a formula: an apostrophe stands before those that it would.
-
-    References
-    ----------
-    .. [1] OWASP, "CSV injection", owasp.org/www-community/attacks/CSV_Injection.
-    """
-
-    def safe(value: Any) -> Any:
-        return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
-
-    return pd.DataFrame({safe(str(name)): [safe(value) for value in table[name]] for name in table.columns})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -169,9 +169,30 @@ def _overview(picture: Picture, longest: int) -> Image.Image:
     return drawn
 
 
-def distinct(notes: Iterable[str]) -> list[str]:
-    """Return each note once, in order."""
-    return list(dict.fromkeys(notes))
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of a report.
+
+    Parameters
+    ----------
+    overviews : list of (str, str)
+        Slide or fields with the cells marked: name and address.
+    groups : list of Group
+        The gallery.
+    missing : list of str
+        What is missing, and what to do.
+    """
+
+    overviews: list[tuple[str, str]] = field(repr=False)
+    groups: list[Group] = field(repr=False)
+    missing: list[str]
+
+
+def draw_pictures(case: Case, per_class: int) -> Pictures:
+    """Draw overview and gallery; parameters as for `gallery`."""
+    shown, notes = overviews(case)
+    groups, more = gallery(case, per_class)
+    return Pictures(shown, groups, list(dict.fromkeys([*notes, *more])))
 
 
 def regions(case: Case) -> Sequence[dict[str, Any]]:

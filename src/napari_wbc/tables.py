@@ -17,6 +17,8 @@ from .geojson import Rings, from_geojson, outlines, to_geojson
 
 MARK = "napari-wbc"
 CELL_SUFFIXES = (".csv", ".parquet", ".geojson")
+_TEXT = {name for name, column in COLUMNS.items() if column.dtype == "str"}
+_FORMULA, _DISARMED = r"^('*[=+\-@\t\r])", r"^'('*[=+\-@\t\r])"
 _NUMBER = r"-?(?:0|[1-9]\d*)"
 _REAL = rf"(?:{_NUMBER}(?:\.\d+)?(?:[eE][+-]?\d+)?|-?inf)"
 
@@ -114,8 +116,14 @@ def _decode(data: bytes, suffix: str) -> Cells:
 
 
 def as_text(table: pd.DataFrame) -> pd.DataFrame:
-    """Tell a missing value from an empty text in the columns that are not of the schema."""
+    """Tell a missing value from an empty text in the columns that are not of the schema, and disarm formulas.
+
+    Spreadsheets compute text that begins with one of ``=+-@``: in the schema's columns of text an apostrophe is set
+    before it, and taken away again when the table is read.
+    """
     table = table.rename(columns=str)
+    for name in _TEXT & set(table.columns):
+        table[name] = table[name].str.replace(_FORMULA, r"'\1", regex=True).astype(object)
     for name in _extra(table.columns):
         table[name] = table[name].astype(object).where(table[name].notna(), "NaN")
     return table
@@ -153,7 +161,7 @@ def _read_column(values: pd.Series, name: str, dtype: str) -> pd.Series:
         return known.astype(bool)
     if dtype == "float64":
         return values.replace("", "nan").astype(np.float64)
-    return values
+    return values.str.replace(_DISARMED, r"\1", regex=True).astype(object) if dtype == "str" else values
 
 
 def _guess(values: pd.Series) -> pd.Series:

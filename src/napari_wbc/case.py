@@ -15,8 +15,9 @@ import pandas as pd
 
 from .atomic import ExportError, safe_name
 from .cells import Cells, CellsError
+from .decisions import Decided, decided_in
 from .export import read_results
-from .geojson import Rings, outlines, rings_of
+from .geojson import Rings, outlines, rings_in
 from .record import FORMAT
 from .slide import ImageError, Slide
 from .slide_formats import is_zarr
@@ -42,6 +43,8 @@ class Picture:
         Where it is; None if it is not found.
     facts : mapping
         What ``run.json`` says of it; empty without one.
+    decided : Decided or None
+        Its review; None if nobody has decided anything.
     """
 
     folder: Path
@@ -50,6 +53,7 @@ class Picture:
     sought: Path | None
     path: Path | None
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    decided: Decided | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -80,14 +84,15 @@ class Picture:
     @cached_property
     def rings(self) -> dict[int, Rings]:
         """Outlines of its cells by label; those of cells without one are missing."""
-        labels = read_results(self.folder).labels
-        if labels is not None:
-            return outlines(labels)
+        labels = read_results(self.folder, decided=False).labels
+        added = self.decided.outlines if self.decided else {}
         try:
-            found = rings_of((self.folder / "cells.geojson").read_text("utf-8"))
+            found = (
+                outlines(labels) if labels is not None else rings_in((self.folder / "cells.geojson").read_text("utf-8"))
+            )
         except (OSError, CellsError):
-            return {}
-        return {label: rings for (_, label), rings in found.items()}
+            found = {}
+        return found | {label: [np.asarray(ring, np.float64) for ring in rings] for label, rings in added.items()}
 
 
 @dataclass(frozen=True)
@@ -185,14 +190,15 @@ def _read_run(folder: Path) -> Mapping[str, Any]:
 
 
 def _read_picture(folder: Path, facts: Mapping[str, Any], image: Path | None) -> Picture:
-    results = read_results(folder)
+    results, decided = read_results(folder, decided=False), decided_in(folder)
     shape: tuple[int, int] | None = None
     if results.labels is not None:
         shape = (results.labels.shape[0], results.labels.shape[1])
     else:
         note = json.loads((folder / "slide.json").read_text("utf-8")).get("shape")
         shape = (int(note[0]), int(note[1])) if isinstance(note, list) and len(note) == 2 else None
-    return Picture(folder, results.cells, shape, results.sought, _where(folder, results.sought, image), facts)
+    cells = results.cells if decided is None else decided.cells
+    return Picture(folder, cells, shape, results.sought, _where(folder, results.sought, image), facts, decided)
 
 
 def _where(folder: Path, sought: Path | None, image: Path | None) -> Path | None:

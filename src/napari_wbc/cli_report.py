@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -43,8 +43,9 @@ def report(
     patient_id: Annotated[str, typer.Option(help="As it shall stand in the report.")] = "",
     wbc: Annotated[float | None, typer.Option(help="White cells per µL, for absolute counts.")] = None,
     count: Annotated[
-        Literal["100", "200", "400", "all"], typer.Option(help="White cells to count, spread evenly over the smear.")
-    ] = "all",
+        Literal["100", "200", "400", "all"] | None,
+        typer.Option(help="White cells to count, spread evenly over the smear; as in the review if not given."),
+    ] = None,
     per_class: Annotated[int, typer.Option(min=1, max=200, help="Cells of each class to show.")] = 16,
     ranges: Annotated[Path | None, typer.Option(help="Reference ranges of your own, TOML.")] = None,
     image: Image = None,
@@ -63,10 +64,8 @@ def report(
         stop(f"{output}: give a file that ends in {', '.join(SUFFIXES)}", USAGE)
     also = [suffix for suffix, wanted in ((".json", json), (".csv", csv)) if wanted]
     with _errors():
-        asked = Asked(
-            slide_id, patient_id, wbc, None if count == "all" else int(count), per_class=per_class,
-            ranges=load_ranges(ranges),
-        )  # fmt: skip
+        target: Any = int(count) if count and count != "all" else count
+        asked = Asked(slide_id, patient_id, wbc, target, per_class, load_ranges(ranges))
         made = write_report(results, output, asked, image=image, also=also)
     if output.suffix.lower() == ".html":
         for note in made.pictures.missing:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,9 @@ import pandas as pd
 from .atomic import DEBRIS, ExportError, check_replaceable, new_folder, safe_name
 from .cells import Cells
 from .crop_folder import write_crops
+from .decisions import decided_in
 from .geojson import Rings, outlines
-from .review import check_uncorrected, differs_from_model, mark_of
+from .review import REVIEW_FILES, check_not_reviewed, check_uncorrected, differs_from_model, mark_of
 from .tables import MARK, encode, harmless, read_cells, write_cells
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def write_results(
         If the folder cannot be written, holds other files, or holds
         corrected results and these are not.
     """
-    corrected = corrected or differs_from_model(analysis.cells, analysis.threshold)
+    corrected = corrected or differs_from_model(analysis.cells)
     if analysis.whole is not None:
         return _write_slide(analysis, analysis.whole, Path(folder), files, corrected=corrected, overwrite=overwrite)
     return write_folder(
@@ -166,6 +167,8 @@ def write_folder(
     folder = Path(folder)
     corrected = corrected or differs_from_model(cells)
     check_folder(folder, overwrite=corrected or overwrite)
+    if not overwrite:
+        check_not_reviewed(folder)
     mark = json.dumps(mark_of(cells, corrected=corrected))
     if rings is None:
         rings = outlines(labels) if labels is not None and {"cells.geojson", "annotated.png"} & set(files) else {}
@@ -233,18 +236,21 @@ def check_folder(folder: str | Path, *, overwrite: bool) -> None:
 
 
 def _foreign(folder: Path) -> list[str]:
-    ours = {*RESULT_FILES, *SLIDE_FILES, "differential.csv", *DEBRIS}
+    ours = {*RESULT_FILES, *SLIDE_FILES, *REVIEW_FILES, "differential.csv", *DEBRIS}
     return [path.name for path in folder.iterdir() if path.name not in ours or not path.is_file()]
 
 
-def read_results(folder: str | Path) -> Results:
+def read_results(folder: str | Path, *, decided: bool = True) -> Results:
     """Read the results of a field.
 
     Parameters
     ----------
     folder : str or pathlib.Path
         What `write_results` wrote. The cells are taken from ``cells.csv``,
-        which people edit, or from ``cells.parquet`` if there is none.
+        which people edit, or from ``cells.parquet`` if there is none; where
+        there was a review, they are those of its log of decisions.
+    decided : bool
+        False for the tables as they are, whatever the log says.
 
     Raises
     ------
@@ -252,6 +258,8 @@ def read_results(folder: str | Path) -> Results:
         If files are missing or damaged; the message names the file.
     """
     folder = Path(folder)
+    if decided and (reviewed := decided_in(folder)) is not None:
+        return replace(read_results(folder, decided=False), cells=reviewed.cells)
     table = next((folder / name for name in ("cells.csv", "cells.parquet") if (folder / name).is_file()), None)
     if table is not None and (folder / "slide.json").is_file():
         sought = _read_note(folder / "slide.json")

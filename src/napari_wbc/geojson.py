@@ -153,26 +153,6 @@ def from_geojson(text: str) -> Cells:
     return Cells(pd.DataFrame(columns))
 
 
-def rings_of(text: str) -> dict[tuple[str, int], Rings]:
-    """Return the outlines in `to_geojson`'s text by slide and label, as `outlines` gives them.
-
-    Raises
-    ------
-    CellsError
-        If the text is not GeoJSON of this package.
-    """
-    found = {}
-    try:
-        for feature in json.loads(text)["features"]:
-            own, shape = feature["properties"], feature["geometry"]
-            parts = {"Polygon": [shape["coordinates"]], "MultiPolygon": shape["coordinates"]}.get(shape["type"], [])
-            rings = [np.asarray(part[0], np.float64).reshape(-1, 2) for part in parts]
-            found[str(own["cell"]["slide"]), int(own["measurements"]["label"])] = rings
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
-        raise CellsError(f"not GeoJSON that napari-wbc wrote ({error}); write the results again") from error
-    return found
-
-
 def _row(properties: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **properties["measurements"],
@@ -196,3 +176,23 @@ def _is_number(dtype: str) -> bool:
         return np.dtype(dtype).kind in "iuf"
     except TypeError:  # a type of pandas
         return False
+
+
+def rings_in(text: str) -> dict[int, Rings]:
+    """Return the outlines by id of GeoJSON that `to_geojson` wrote, as `outlines` gives them.
+
+    Raises
+    ------
+    CellsError
+        If the text is not GeoJSON of this package.
+    """
+    try:
+        found = {}
+        for feature in json.loads(text)["features"]:
+            shape = feature["geometry"]
+            parts = {"Polygon": [shape["coordinates"]], "MultiPolygon": shape["coordinates"]}.get(shape["type"], [])
+            label = int(feature["properties"]["measurements"]["label"])
+            found[label] = [np.asarray(part[0], dtype=np.float64) for part in parts]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CellsError(f"not GeoJSON that napari-wbc wrote ({error}); write the file again") from error
+    return found

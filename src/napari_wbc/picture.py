@@ -219,7 +219,7 @@ def _lines(cells: Cells) -> list[_Line]:
         if row["unit"] == "n" or row["of"] == 0:
             lines.append(_Line(row["class"], str(row["n"])))
         else:
-            sign = " / 100" if row["group"] == "erythroblast" else " %"
+            sign = " / 100" if row["unit"].startswith("per 100") else " %"
             limits = f"{row['low']:.1f} – {row['high']:.1f}"
             lines.append(_Line(row["class"], str(row["n"]), f"{row['value']:.1f}{sign}", limits))
     return lines

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from .palette import colour
 from .record import now, versions
 from .reference import Ranges, load_ranges, with_ranges
 from .report_model import model_facts
+from .review_session import DEFAULTS, Kept, ReviewSession
 from .tables import harmless
 
 if TYPE_CHECKING:
@@ -49,11 +50,9 @@ class Asked:
     slide_id, patient_id : str
         As they shall stand in the report; the names of the pictures if no slide is named.
     wbc : float, optional
-        White cells per µL, for absolute counts.
-    target : int, optional
-        White cells to count (`napari_wbc.counted.TARGETS`); all if not given.
-    seed : int
-        Where the systematic choice of cells starts.
+        White cells per µL, for absolute counts; those that were entered in the review if not given.
+    target : int or "all", optional
+        White cells to count (`napari_wbc.counted.TARGETS`); what the review counts if not given, or else all.
     per_class : int
         How many cells of each class are shown.
     ranges : Ranges, optional
@@ -63,8 +62,7 @@ class Asked:
     slide_id: str = ""
     patient_id: str = ""
     wbc: float | None = None
-    target: int | None = None
-    seed: int = 0
+    target: int | Literal["all"] | None = None
     per_class: int = 16
     ranges: Ranges | None = None
 
@@ -137,29 +135,30 @@ def make_report(results: str | Path | Case, asked: Asked | None = None, *, image
     if asked.per_class < 1:
         raise ValueError(f"{asked.per_class} cells of each class cannot be shown; 1 or more")
     case = results if isinstance(results, Case) else read_case(results, image)
-    counted = case.cells.where(_counted(case, asked))
+    own = {**DEFAULTS, **_settings(case)}
+    target = own["target"] if asked.target is None else None if asked.target == "all" else asked.target
+    wbc = own["wbc"] if asked.wbc is None else asked.wbc
+    counted = case.cells.where(_counted(case, target, own["seed"]))
     ranges = asked.ranges or load_ranges()
-    counts = with_ranges(differential(counted), ranges, asked.wbc).drop(columns="slide")
-    review = review_of(counted)
+    counts = with_ranges(differential(counted), ranges, wbc).drop(columns="slide")
     signed = signature_of(case)
     content = {
         "format": FORMAT,
         "use": _USE,
-        "slide_id": printable(asked.slide_id) or ", ".join(picture.name for picture in case.pictures[:3])
-        + (f" and {len(case.pictures) - 3} more" if len(case.pictures) > 3 else ""),
-        "patient_id": printable(asked.patient_id),
+        "slide_id": printable(asked.slide_id or str(own.get("slide_id") or "")) or _names(case),
+        "patient_id": printable(asked.patient_id or str(own.get("patient_id") or "")),
         "date": now().isoformat(timespec="minutes"),
         "preliminary": still_open(counted, signed),
         "signature": signed,
         "cells": {
             "found": len(case.cells), "counted": len(counted),
             "white": int(counts.loc[counts["group"] == "white", "n"].sum()),
-            "chosen": sampling_line(asked.target, asked.seed), "target": asked.target,
+            "chosen": sampling_line(target, own["seed"]), "target": target,
         },
-        "wbc_per_ul": asked.wbc,
+        "wbc_per_ul": wbc,
         "differential": counts.to_dict("records"),
         "reference_source": ranges.source,
-        "review": review,
+        "review": review_of(counted),
         "pictures": _pictures(case),
         "skipped": skipped(case),
         "model": model_facts(case.run),
@@ -215,11 +214,26 @@ def write_report(
     return report
 
 
-def _counted(case: Case, asked: Asked) -> npt.NDArray[np.bool_]:
-    """Which cells are counted; fields of a run stand one below the other for that."""
+def _settings(case: Case) -> Mapping[str, Any]:
+    """Return what was set in the review of the one picture; a run of several has no settings of its own."""
+    decided = case.pictures[0].decided
+    return decided.settings if decided is not None and len(case.pictures) == 1 else {}
+
+
+def _names(case: Case) -> str:
+    more = len(case.pictures) - 3
+    return ", ".join(picture.name for picture in case.pictures[:3]) + (f" and {more} more" if more > 0 else "")
+
+
+def _counted(case: Case, target: int | None, seed: int) -> npt.NDArray[np.bool_]:
+    """Which cells are counted: those of the review, or of fields that stand one below the other."""
+    first = case.pictures[0]
+    if len(case.pictures) == 1 and first.decided is not None:
+        session = ReviewSession(Kept(first.decided), read_only="a report decides nothing")
+        return chosen(case.cells, session.order, target)
     heights = [picture.shape[0] if picture.shape else 0 for picture in case.pictures]
     below = np.cumsum([0, *heights[:-1]])[case.of]
-    return chosen(case.cells, walk(case.cells.centroids + np.stack([below, below * 0], 1), asked.seed), asked.target)
+    return chosen(case.cells, walk(case.cells.centroids + np.stack([below, below * 0], axis=1), seed), target)
 
 
 def review_of(cells: Cells) -> dict[str, Any]:
@@ -247,8 +261,13 @@ def still_open(cells: Cells, signed: Mapping[str, Any] | None) -> list[str]:
 
 
 def signature_of(case: Case) -> dict[str, Any] | None:
-    """Return who signed the results and when, or None while somebody has yet to."""
-    return None
+    """Return who signed the results and when, or None while one of the pictures is not signed."""
+    entries = [picture.decided.signed if picture.decided else None for picture in case.pictures]
+    signed = [entry for entry in entries if entry is not None]
+    if len(signed) < len(entries):
+        return None
+    names = dict.fromkeys(str(entry["reviewer"]) for entry in signed)
+    return {"name": ", ".join(names), "at": max(str(entry["at"]) for entry in signed)}
 
 
 def skipped(case: Case) -> dict[str, Any]:

@@ -178,7 +178,7 @@ def _read_column(values: pd.Series, name: str, dtype: str) -> pd.Series:
         return known.astype(bool)
     if dtype == "float64":
         return values.replace("", "nan").astype(np.float64)
-    return values.map(exact) if dtype == "str" else values
+    return values.map(exact).astype(object) if dtype == "str" else values
 
 
 def _guess(values: pd.Series) -> pd.Series:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from napari_wbc.cells import COLUMNS, UNIDENTIFIED, Cells
+from napari_wbc.cells import BESIDE_MODEL, COLUMNS, UNIDENTIFIED, Cells
 from napari_wbc.palette import COLOURS, colour
 
 from ._panel import COUNTS, INK, NAMES, counts_panel, name_plates
@@ -131,6 +131,8 @@ def _number_added(table: pd.DataFrame, points: npt.NDArray[np.float64]) -> pd.Da
     table.loc[added, "label"] = max(table["label"].max(), 0) + 1 + np.arange(added.sum())
     measured = [name for name in table if str(name).startswith(("p_", "area", "nucleus_area"))]
     table.loc[added, [*measured, "probability", "eccentricity", "solidity"]] = np.nan
+    said = [name for name in ("reason", "class_model", "class_reviewed", "reviewer", "reviewed_at") if name in table]
+    table.loc[added, said] = ""
     for axis in (0, 1):
         corner = np.floor(points[added, axis]).astype(np.int64)
         table.loc[added, f"bbox-{axis}"], table.loc[added, f"bbox-{axis + 2}"] = corner, corner + 1
@@ -291,7 +293,7 @@ def _points_attributes(cells: Cells) -> dict[str, Any]:
     features = cells.table.copy()
     if cells.classes:
         # Categories give the features table of napari a drop-down list to correct a class with.
-        names = dict.fromkeys([*cells.classes, UNIDENTIFIED, *features["class"]])
+        names = dict.fromkeys([*cells.classes, *BESIDE_MODEL, *features["class"]])
         features["class"] = pd.Categorical(features["class"], categories=list(names))
     diameter = _diameter(cells)
     attributes: dict[str, Any] = {

@@ -25,7 +25,7 @@ from napari_wbc.palette import colour
 # Sections of the table with their groups (`napari_wbc.count`).
 SECTIONS = (
     ("White cells", ("white",)),
-    ("Not in the 100 %", ("erythroblast", "platelet", "unidentified", "other")),
+    ("Not in the 100 %", ("erythroblast", "smudge", "platelet", "unidentified", "other")),
 )
 SHORT_UNITS = {"% of white cells": "%", "% of white cells and unidentified": "%", "per 100 white cells": "/ 100"}
 LIMITS_NOTE = "Exact 95 % limits (Clopper–Pearson)."

@@ -141,6 +141,7 @@ def _write_geojson(case: Case, output: Path) -> None:
 
 def _write_crops(case: Case, output: Path, side_um: float | None, pixels: int | None) -> int:
     import numpy as np
+    import numpy.typing as npt
 
     from .classifier import ModelCard
     from .crop import CropSize
@@ -155,7 +156,7 @@ def _write_crops(case: Case, output: Path, side_um: float | None, pixels: int | 
     except ValueError as error:
         stop(str(error), USAGE)
     scaled = np.isfinite(case.cells.table["mpp"].to_numpy())
-    crops = []
+    crops: list[npt.NDArray[np.uint8]] = []
     for k, picture in enumerate(case.pictures):
         rows = np.flatnonzero(scaled & (case.of == k))
         if len(rows):

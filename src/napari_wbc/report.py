@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from .agreement import by_model, compare
 from .atomic import ExportError, new_file
 from .case import Case, read_case
 from .cells import UNIDENTIFIED, Cells
@@ -91,7 +92,7 @@ class Report:
 
     def as_csv(self) -> str:
         """Return the report as one table: a section, an item, and what is said of it in the further columns."""
-        return harmless(pd.DataFrame(_rows(self.content))).to_csv(index=False, lineterminator="\n")
+        return harmless(pd.DataFrame(_rows(self.content), dtype=object)).to_csv(index=False, lineterminator="\n")
 
     def as_html(self) -> str:
         """Return the report as a page with its pictures, which needs nothing else."""
@@ -237,7 +238,7 @@ def _counted(case: Case, target: int | None, seed: int) -> npt.NDArray[np.bool_]
 
 
 def review_of(cells: Cells) -> dict[str, Any]:
-    """Return who decided on which share of the cells, and when."""
+    """Return who decided on which share of the cells, when, and how far they agree with the model."""
     table = cells.table[cells.table["class_reviewed"] != ""]
     readers = []
     for name, own in table.groupby("reviewer", sort=True):
@@ -246,7 +247,9 @@ def review_of(cells: Cells) -> dict[str, Any]:
         one = {"reviewer": str(name) or "not named", "n": len(own), "share": 100 * len(own) / len(cells)}
         readers.append(one | {"changed": changed, "first": times[0], "last": times[-1]})
     n = len(table)
-    return {"n": n, "of": len(cells), "share": 100 * n / len(cells) if len(cells) else None, "readers": readers}
+    both = compare(by_model(Cells(table)), Cells(table))
+    return {"n": n, "of": len(cells), "share": 100 * n / len(cells) if len(cells) else None, "readers": readers,
+            "both": both.common, "same": both.same, "kappa": both.kappa}  # fmt: skip
 
 
 def still_open(cells: Cells, signed: Mapping[str, Any] | None) -> list[str]:

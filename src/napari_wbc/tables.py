@@ -133,7 +133,9 @@ def harmless(table: pd.DataFrame) -> pd.DataFrame:
     """
     table = table.rename(columns=lambda name: _guarded(str(name)))
     texts = [name for name, dtype in table.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
-    return table.assign(**{str(name): table[name].map(_guarded) for name in texts})
+    # Through lists: `map` would make numbers of a mixed column floats.
+    guarded = {str(name): pd.Series([_guarded(v) for v in table[name]], table.index, dtype=object) for name in texts}
+    return table.assign(**guarded)
 
 
 def _guarded(value: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,12 +15,16 @@ import pandas as pd
 
 from .atomic import ExportError, safe_name
 from .cells import Cells, CellsError
-from .decisions import Decided, decided_in
+from .decisions import decided_in
 from .export import read_results
 from .geojson import Rings, outlines, rings_in
-from .record import FORMAT
+from .record import FORMAT, versions
+from .review_session import Kept, ReviewSession
 from .slide import ImageError, Slide
 from .slide_formats import is_zarr
+
+if TYPE_CHECKING:
+    from .pipeline import Analysis
 
 _TABLES = ("cells.csv", "cells.parquet")
 
@@ -43,8 +47,12 @@ class Picture:
         Where it is; None if it is not found.
     facts : mapping
         What ``run.json`` says of it; empty without one.
-    decided : Decided or None
+    session : ReviewSession or None
         Its review; None if nobody has decided anything.
+    held : Slide or None
+        The picture, if it is in memory.
+    held_rings : mapping or None
+        Outlines of its cells by label, if they are in memory.
     """
 
     folder: Path
@@ -53,7 +61,9 @@ class Picture:
     sought: Path | None
     path: Path | None
     facts: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    decided: Decided | None = field(default=None, repr=False)
+    session: ReviewSession | None = field(default=None, repr=False)
+    held: Slide | None = field(default=None, repr=False)
+    held_rings: Mapping[int, Rings] | None = field(default=None, repr=False)
 
     @property
     def name(self) -> str:
@@ -70,6 +80,8 @@ class Picture:
         ImageError
             If it is not found, cannot be read, or is another one than was analysed; the message says what to do.
         """
+        if self.held is not None:
+            return self.held
         if self.path is None:
             where = f"it was sought at {self.sought}" if self.sought else "the results do not say where it was"
             raise ImageError(f"{self.name}: the picture is not found; {where}: say with --image where it is")
@@ -84,15 +96,16 @@ class Picture:
     @cached_property
     def rings(self) -> dict[int, Rings]:
         """Outlines of its cells by label; those of cells without one are missing."""
+        if self.held_rings is not None:
+            return dict(self.held_rings)
         labels = read_results(self.folder, decided=False).labels
-        added = self.decided.outlines if self.decided else {}
         try:
             found = (
                 outlines(labels) if labels is not None else rings_in((self.folder / "cells.geojson").read_text("utf-8"))
             )
         except (OSError, CellsError):
             found = {}
-        return found | {label: [np.asarray(ring, np.float64) for ring in rings] for label, rings in added.items()}
+        return found | (self.session.added_outlines if self.session else {})
 
 
 @dataclass(frozen=True)
@@ -173,6 +186,46 @@ def read_case(folder: str | Path, image: str | Path | None = None) -> Case:
     return Case(folder, pictures, run)
 
 
+def case_of(
+    slide: Slide,
+    cells: Cells,
+    labels: npt.NDArray[np.integer[Any]] | None = None,
+    *,
+    analysis: Analysis | None = None,
+    session: ReviewSession | None = None,
+) -> Case:
+    """Return the case of a picture that is open.
+
+    Parameters
+    ----------
+    slide : Slide
+        The picture.
+    cells : Cells
+        Its cells, corrected or not.
+    labels : (H, W) integer array, optional
+        The cells' ids, for their outlines.
+    analysis : Analysis, optional
+        Where the cells are from, which says how they were found and classified.
+    session : ReviewSession, optional
+        Their review.
+    """
+    facts: dict[str, Any] = {"slide": slide.name, "notes": list(slide.notes)}
+    run: dict[str, Any] = {}
+    rings: dict[int, Rings] = outlines(labels) if labels is not None else {}
+    if analysis is not None:
+        card, look = analysis.card, analysis.appearance
+        rings = rings or (dict(analysis.whole.rings) if analysis.whole else {})
+        facts |= {"mpp": look.mpp, "mpp_source": look.mpp_source, "notes": list(analysis.notes)}
+        run = {"model": {"name": card.name, "sha256": card.sha256} if card else None,
+               "threshold": analysis.threshold if card else None, "versions": versions()}  # fmt: skip
+        if analysis.whole is not None:
+            facts["regions"] = analysis.whole.regions.to_dict("records")
+    rings |= session.added_outlines if session else {}
+    folder = (session.folder if session else None) or Path(slide.name)
+    picture = Picture(folder, cells, slide.shape, slide.path, slide.path, facts, session, slide, rings)
+    return Case(folder, (picture,), run)
+
+
 def _read_run(folder: Path) -> Mapping[str, Any]:
     path = folder / "run.json"
     if not path.is_file():
@@ -191,14 +244,15 @@ def _read_run(folder: Path) -> Mapping[str, Any]:
 
 def _read_picture(folder: Path, facts: Mapping[str, Any], image: Path | None) -> Picture:
     results, decided = read_results(folder, decided=False), decided_in(folder)
+    session = None if decided is None else ReviewSession(Kept(decided), read_only="it is looked at, not reviewed")
     shape: tuple[int, int] | None = None
     if results.labels is not None:
         shape = (results.labels.shape[0], results.labels.shape[1])
     else:
         note = json.loads((folder / "slide.json").read_text("utf-8")).get("shape")
         shape = (int(note[0]), int(note[1])) if isinstance(note, list) and len(note) == 2 else None
-    cells = results.cells if decided is None else decided.cells
-    return Picture(folder, cells, shape, results.sought, _where(folder, results.sought, image), facts, decided)
+    cells = results.cells if session is None else session.cells
+    return Picture(folder, cells, shape, results.sought, _where(folder, results.sought, image), facts, session)
 
 
 def _where(folder: Path, sought: Path | None, image: Path | None) -> Path | None:

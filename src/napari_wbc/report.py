@@ -24,7 +24,7 @@ from .palette import colour
 from .record import now, versions
 from .reference import Ranges, load_ranges, with_ranges
 from .report_model import model_facts
-from .review_session import DEFAULTS, Kept, ReviewSession
+from .review_session import DEFAULTS
 from .tables import harmless
 
 if TYPE_CHECKING:
@@ -217,8 +217,8 @@ def write_report(
 
 def _settings(case: Case) -> Mapping[str, Any]:
     """Return what was set in the review of the one picture; a run of several has no settings of its own."""
-    decided = case.pictures[0].decided
-    return decided.settings if decided is not None and len(case.pictures) == 1 else {}
+    session = case.pictures[0].session
+    return session.settings if session is not None and len(case.pictures) == 1 else {}
 
 
 def _names(case: Case) -> str:
@@ -229,9 +229,8 @@ def _names(case: Case) -> str:
 def _counted(case: Case, target: int | None, seed: int) -> npt.NDArray[np.bool_]:
     """Which cells are counted: those of the review, or of fields that stand one below the other."""
     first = case.pictures[0]
-    if len(case.pictures) == 1 and first.decided is not None:
-        session = ReviewSession(Kept(first.decided), read_only="a report decides nothing")
-        return chosen(case.cells, session.order, target)
+    if len(case.pictures) == 1 and first.session is not None:
+        return chosen(case.cells, first.session.order, target)
     heights = [picture.shape[0] if picture.shape else 0 for picture in case.pictures]
     below = np.cumsum([0, *heights[:-1]])[case.of]
     return chosen(case.cells, walk(case.cells.centroids + np.stack([below, below * 0], axis=1), seed), target)
@@ -265,7 +264,7 @@ def still_open(cells: Cells, signed: Mapping[str, Any] | None) -> list[str]:
 
 def signature_of(case: Case) -> dict[str, Any] | None:
     """Return who signed the results and when, or None while one of the pictures is not signed."""
-    entries = [picture.decided.signed if picture.decided else None for picture in case.pictures]
+    entries = [picture.session.signed if picture.session else None for picture in case.pictures]
     signed = [entry for entry in entries if entry is not None]
     if len(signed) < len(entries):
         return None

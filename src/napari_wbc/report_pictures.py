@@ -200,11 +200,12 @@ def regions(case: Case) -> Sequence[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for picture in case.pictures:
         path = picture.folder / "regions.csv"
-        if path.is_file():
+        own = picture.facts.get("regions", [])
+        if not own and picture.held is None and path.is_file():
             try:
                 table = pd.read_csv(path)
-                known = table[["region", "area_mm2", "share", "candidates", "used"]]
+                own = table[["region", "area_mm2", "share", "candidates", "used"]].to_dict("records")
             except (OSError, ValueError, KeyError):
                 continue  # the report says nothing of regions that cannot be read
-            rows += known.assign(slide=picture.name).to_dict("records")  # type: ignore[arg-type]
+        rows += [{"slide": picture.name, **row} for row in own]
     return rows

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from napari_wbc.cells import Cells
     from napari_wbc.classifier import Classifier
     from napari_wbc.pipeline import Analysis, Progress
+    from napari_wbc.report import Asked
     from napari_wbc.slide import Slide
 
     from ._results import Results
@@ -84,6 +85,9 @@ class ClassifyWidget(Dock):
         self.save_button = QPushButton("Save results…")
         self.save_button.setToolTip("The files that `napari-wbc annotate` writes, into a folder")
         self.save_button.clicked.connect(lambda: self.save())
+        self.report_button = QPushButton("Report…")
+        self.report_button.setToolTip("A page with the counts, who reviewed them, and the cells themselves")
+        self.report_button.clicked.connect(lambda: self.report())
         self.recount_button = QPushButton("Recount")
         self.recount_button.setToolTip("Count again after you corrected classes in the features of the layer «cells»")
         self.recount_button.clicked.connect(lambda: self.recount())
@@ -91,6 +95,7 @@ class ClassifyWidget(Dock):
         row = QHBoxLayout(self._buttons)
         row.setContentsMargins(0, 0, 0, 0)
         row.addWidget(self.recount_button)
+        row.addWidget(self.report_button)
         row.addWidget(self.save_button)
         self._buttons.hide()
         # From the start, or napari lets empty space take half of the height.
@@ -237,6 +242,33 @@ class ClassifyWidget(Dock):
         self.status.setText(f"Saved in {written}")
         show_info(f"Saved in {written}")
         return written
+
+    def report(self, file: str | Path | None = None, asked: Asked | None = None) -> Any:
+        """Write a report in a worker, which is returned; asks for file and ids if none are given."""
+        from napari_wbc.case import case_of
+        from napari_wbc.report import Asked
+
+        from ._layers import LABELS
+        from ._report import ask_for_report, start_report
+
+        cells, image = self._corrected(), self._pictured
+        if cells is None or image is None:
+            return None
+        analysis, layer, show = self.analysis, self._shown.get(LABELS), file is None
+        try:
+            slide = analysis.slide if analysis is not None else slide_of(image)
+            if file is None:
+                answer = ask_for_report(self, slide.name, slide_id=slide.name)
+                if answer is None:
+                    return None
+                file, asked, show = answer
+        except EXPECTED as error:
+            self._fail(error)
+            return None
+        labels = labels_array(layer) if analysis is None else analysis.labels
+        return start_report(
+            self, lambda: case_of(slide, cells, labels, analysis=analysis), Path(file), asked or Asked(), show=show
+        )
 
     def _write(self, cells: Cells, slide: Slide, folder: Path) -> Path:
         import numpy as np

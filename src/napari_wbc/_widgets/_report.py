@@ -1,0 +1,124 @@
+"""The button *Report…*: asks for ids, WBC and a file, and writes the report in a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari.qt.threading import create_worker
+from napari.utils.notifications import show_info
+from qtpy.compat import isalive
+from qtpy.QtCore import QUrl
+from qtpy.QtGui import QDesktopServices
+from qtpy.QtWidgets import QCheckBox, QDialog, QDialogButtonBox, QFileDialog, QFormLayout, QLineEdit, QWidget
+
+if TYPE_CHECKING:
+    from napari_wbc.case import Case
+    from napari_wbc.report import Asked
+
+FILES = "Report (*.html);;JSON (*.json);;Table (*.csv)"
+
+
+class ReportDialog(QDialog):
+    """Asks what a report shall say besides the results.
+
+    Parameters
+    ----------
+    parent : QWidget
+    slide_id, patient_id, wbc : str
+        What stands in the fields at first.
+    """
+
+    def __init__(self, parent: QWidget, slide_id: str = "", patient_id: str = "", wbc: str = "") -> None:
+        super().__init__(parent)
+        self.setWindowTitle("Report")
+        form = QFormLayout(self)
+        self.slide_id, self.patient_id, self.wbc = QLineEdit(slide_id), QLineEdit(patient_id), QLineEdit(wbc)
+        self.wbc.setPlaceholderText("for absolute counts")
+        self.open = QCheckBox("Open it in the browser")
+        self.open.setChecked(True)
+        form.addRow("Slide", self.slide_id)
+        form.addRow("Patient", self.patient_id)
+        form.addRow("WBC per µL", self.wbc)
+        form.addRow("", self.open)
+        buttons = QDialogButtonBox(QDialogButtonBox.StandardButton.Save | QDialogButtonBox.StandardButton.Cancel)
+        buttons.accepted.connect(self.accept)
+        buttons.rejected.connect(self.reject)
+        form.addRow(buttons)
+
+    def asked(self) -> Asked:
+        """Return what was entered; raises ValueError if the WBC is no number."""
+        from napari_wbc.report import Asked
+
+        text = self.wbc.text().strip().replace(",", ".")
+        try:
+            wbc = float(text) if text else None
+        except ValueError:
+            raise ValueError(f"WBC per µL is {text!r}, but must be a number, such as 6400") from None
+        return Asked(self.slide_id.text().strip(), self.patient_id.text().strip(), wbc)
+
+
+def ask_for_report(parent: QWidget, name: str, **fields: str) -> tuple[Path, Asked, bool] | None:
+    """Ask for what a report says and its file; None if the user thought better of it.
+
+    Parameters
+    ----------
+    parent : QWidget
+    name : str
+        Of the picture, for the name of the file.
+    **fields
+        As for `ReportDialog`.
+    """
+    from napari_wbc.atomic import safe_name
+
+    dialog = ReportDialog(parent, **fields)
+    if not dialog.exec():
+        return None
+    asked = dialog.asked()
+    suggested = f"{safe_name(Path(name).stem)}_report.html"
+    file, _ = QFileDialog.getSaveFileName(parent, "Save the report", suggested, FILES)
+    return (Path(file), asked, dialog.open.isChecked()) if file else None
+
+
+def start_report(dock: Any, make_case: Callable[[], Case], file: Path, asked: Asked, *, show: bool = False) -> Any:
+    """Write a report in a worker; the dock's line tells how it went.
+
+    Parameters
+    ----------
+    dock : QWidget
+        With a label ``status`` and a method ``_fail``.
+    make_case : callable
+        Returns the results; called in the worker.
+    file, asked
+        As for `napari_wbc.report.write_report`.
+    show : bool
+        Whether to open the file in the browser.
+    """
+
+    def work() -> str | Exception:
+        from napari_wbc.report import write_report
+
+        try:
+            reasons = write_report(make_case(), file, asked).content["preliminary"]
+        # What a worker raises napari shows with its traceback; the dock's line says it better.
+        except Exception as error:  # noqa: BLE001
+            return error
+        return f"Preliminary report in {file}: {'; '.join(reasons)}." if reasons else f"Report in {file}."
+
+    def tell(said: str | Exception) -> None:
+        if not isalive(dock):
+            return
+        if isinstance(said, Exception):
+            dock._fail(said)  # noqa: SLF001
+            return
+        dock.status.setText(said)
+        show_info(said)
+        if show:
+            QDesktopServices.openUrl(QUrl.fromLocalFile(str(file)))
+
+    dock.status.setText("Writing the report …")
+    worker = create_worker(work)
+    worker.returned.connect(tell)
+    worker.start()
+    return worker

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -329,21 +331,23 @@ def test_a_read_only_folder_says_so_before_the_first_decision(folder):
         assert "cannot be written" in session.read_only
         folder.chmod(0o755)
         return
-    # Root may write anywhere: another user opens it.
-    for path in [folder, *folder.parents]:
-        if path.stat().st_uid == 0 and path != Path("/"):
-            path.chmod(path.stat().st_mode | 0o055)
+    # Root may write anywhere: the process becomes another user, in a folder that this one may read.
     code = (
-        "import sys\nfrom napari_wbc.review_session import ReviewSession, ReadOnlyError\n"
+        "import os, sys\nimport filelock, pyarrow.parquet, skimage.measure, tifffile\n"
+        "from napari_wbc.review_session import ReviewSession, ReadOnlyError\n"
+        "os.setgroups([])\nos.setgid(65534)\nos.setuid(65534)\n"
         "s = ReviewSession.open(sys.argv[1])\nprint(s.read_only)\n"
         "try:\n    s.decide([1], 'smudge', 'Me')\nexcept ReadOnlyError as e:\n    print('REFUSED')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, user=65534,
-                          env={**os.environ, "HOME": "/tmp"}, cwd="/", check=False)  # fmt: skip  # noqa: S108
-    assert done.returncode == 0, done.stderr
-    assert "cannot be written" in done.stdout
-    assert "REFUSED" in done.stdout
-    assert not (folder / DECISIONS).exists()
+    with tempfile.TemporaryDirectory() as home:
+        Path(home).chmod(0o755)
+        copy = shutil.copytree(folder, Path(home) / "results")
+        command = [sys.executable, "-c", code, str(copy)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "cannot be written" in done.stdout
+        assert "REFUSED" in done.stdout
+        assert not (copy / DECISIONS).exists()
 
 
 def test_results_that_were_replaced_meanwhile_take_no_decision(folder):
@@ -403,7 +407,8 @@ def test_an_analysis_in_memory_is_kept_with_its_decisions(field, classifier, tmp
     # A cell that was removed is found again where somebody clicks on it.
     row = found.cells.table.iloc[0]
     session.remove([label], ME)
-    cell, outline = cell_at(found.slide, (row["centroid-0"] + 5, row["centroid-1"] - 5), row["mpp"], classifier)
+    point = (row["centroid-0"] + 5, row["centroid-1"] - 5)
+    cell, outline = cell_at(found.slide, point, row["mpp"], classifier, look=found.appearance)
     assert cell.table["class_model"].iloc[0] == row["class_model"]
     assert cell.table["area"].iloc[0] == pytest.approx(row["area"], rel=0.15)
     new = session.add(cell, ME, outline)

@@ -333,8 +333,9 @@ def test_a_read_only_folder_says_so_before_the_first_decision(folder):
         return
     # Root may write anywhere: the process becomes another user, in a folder that this one may read.
     code = (
-        "import os, sys\nimport filelock, pyarrow.parquet, skimage.measure, tifffile\n"
+        "import os, sys\n"
         "from napari_wbc.review_session import ReviewSession, ReadOnlyError\n"
+        "ReviewSession.open(sys.argv[1]).close()\n"  # imports what only root may read
         "os.setgroups([])\nos.setgid(65534)\nos.setuid(65534)\n"
         "s = ReviewSession.open(sys.argv[1])\nprint(s.read_only)\n"
         "try:\n    s.decide([1], 'smudge', 'Me')\nexcept ReadOnlyError as e:\n    print('REFUSED')\n"

@@ -214,7 +214,7 @@ class Review(QObject):
 
     def rows_of(self, labels: npt.ArrayLike) -> npt.NDArray[np.intp]:
         """Rows of the table, and points of the layer, of cells that are there."""
-        rows = pd.Index(self._labels).get_indexer(np.asarray(labels, np.int64))
+        rows = pd.Index(self._labels).get_indexer(pd.Index(np.asarray(labels, np.int64)))
         return np.asarray(rows[rows >= 0])
 
     # ---- decisions, with a message where they cannot be kept
@@ -260,8 +260,8 @@ class Review(QObject):
                 raise ValueError("the picture is not there; find it first")
             mpp = self.session.before.table["mpp"].median()
             analysis = self.session.analysis
-            known = {} if analysis is None else {"threshold": analysis.threshold, "look": analysis.appearance}
-            cell, outline = cell_at(self.slide, point, float(mpp), classifier, **known)
+            threshold, look = (analysis.threshold, analysis.appearance) if analysis is not None else (None, None)
+            cell, outline = cell_at(self.slide, point, float(mpp), classifier, threshold, look)
             return self.session.add(cell, self.reviewer, outline)
         except (ValueError, OSError) as error:
             show_warning(str(error))
@@ -319,7 +319,7 @@ class Review(QObject):
     def _codes_now(self) -> npt.NDArray[Any]:
         column = self.layer.features["class"]
         is_category = isinstance(column.dtype, pd.CategoricalDtype)
-        return column.cat.codes.to_numpy() if is_category else column.to_numpy(object)
+        return np.asarray(column.cat.codes if is_category else column)
 
     def show_rest(self) -> None:
         """Let outlines, names and the panel of counts follow."""

@@ -105,10 +105,10 @@ class Cells:
         if table.duplicated(["slide", "label"]).any():
             raise CellsError("two rows have the same slide and label")
         if migrate:
-            table["class_model"] = _said(table)
+            table["class_model"] = pd.Series(_said(table), table.index, dtype=object)
         # A class that is not the model's is somebody's decision, however it came here.
         decided = (table["class"] != table["class_model"]) | (table["class_reviewed"] != "")
-        table["class_reviewed"] = table["class"].where(decided, "")
+        table["class_reviewed"] = table["class"].where(decided, "").astype(object)
         extra = [name for name in table.columns if name not in COLUMNS]
         self.table = table[[*COLUMNS, *extra]]
 

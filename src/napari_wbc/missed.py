@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .appearance import SegmentParameters, appearance
+from .appearance import Appearance, SegmentParameters, appearance
 from .cells import Cells, measure
 from .geojson import Rings, outlines
 from .pipeline import ASSUMED_CELL_UM
@@ -30,6 +30,7 @@ def cell_at(
     mpp: float,
     classifier: Classifier | None = None,
     threshold: float | None = None,
+    look: Appearance | None = None,
 ) -> tuple[Cells, Rings]:
     """Make a row of the table of what lies at a point.
 
@@ -45,6 +46,8 @@ def cell_at(
         Without one the cell has no class.
     threshold : float, optional
         As in `napari_wbc.pipeline.analyse`.
+    look : Appearance, optional
+        Of the picture; measured around the point if not given.
 
     Returns
     -------
@@ -67,7 +70,7 @@ def cell_at(
     first = np.maximum(np.floor(place).astype(int) - half, 0)
     last = np.minimum(np.ceil(place).astype(int) + half, slide.shape)
     image = slide.read((int(first[0]), int(first[1]), int(last[0]), int(last[1])))
-    mask = _mask_at(image, place - first, mpp)
+    mask = _mask_at(image, place - first, mpp, look)
     table = measure(mask.astype(np.int32), slide=slide.name, mpp=mpp).table
     for axis in (0, 1):
         table[f"centroid-{axis}"] += first[axis]
@@ -86,10 +89,12 @@ def cell_at(
     return cells, rings
 
 
-def _mask_at(image: npt.NDArray[np.uint8], place: npt.NDArray[np.float64], mpp: float) -> npt.NDArray[np.bool_]:
+def _mask_at(
+    image: npt.NDArray[np.uint8], place: npt.NDArray[np.float64], mpp: float, look: Appearance | None
+) -> npt.NDArray[np.bool_]:
     """Pixels of the cell at a place of a window, or of a circle where none is found."""
     parameters = SegmentParameters(mpp=mpp)
-    look = appearance(image, parameters)
+    look = look or appearance(image, parameters)
     rows, columns = np.ogrid[: image.shape[0], : image.shape[1]]
     away = np.hypot(rows - place[0], columns - place[1])
     for sensitivity in _SENSITIVITIES:

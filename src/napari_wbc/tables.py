@@ -155,6 +155,8 @@ def _extra(columns: pd.Index) -> list[str]:
 def _cells_of_text(text: str) -> Cells:
     if ";" in text.partition("\n")[0] and "," not in text.partition("\n")[0]:
         raise CellsError("its columns are separated by semicolons; save it with commas and decimal points")
+    if text and "\n" not in text and "\r" not in text:
+        raise CellsError("its line of heads is cut short; write the file again")
     try:
         table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except ValueError as error:  # pandas.errors.ParserError and EmptyDataError

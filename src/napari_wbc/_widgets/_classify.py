@@ -132,7 +132,7 @@ class ClassifyWidget(Dock):
             yield Progress("reading the picture")
             slide = slide_of(image, mpp)
             yield Progress("loading the model")
-            classifier = _load(*_version(find_model(model)), device)
+            classifier = load_model(find_model(model), device)
             return (
                 yield from analyse(
                     slide, classifier, labels=labels_array(labels), threshold=threshold, within=within,
@@ -417,6 +417,11 @@ def _number(edit: QLineEdit, what: str) -> float | None:
 
 def _version(card: Path) -> tuple[Path, float]:
     return card, card.stat().st_mtime
+
+
+def load_model(card: Path, device: str | None = None) -> Classifier:
+    """Return the network of a card; the last one is kept."""
+    return _load(*_version(card), device)
 
 
 @lru_cache(maxsize=1)

@@ -26,6 +26,17 @@ if TYPE_CHECKING:
 
 LayerTuple = tuple[Any, dict[str, Any], str]
 
+
+class Shared:
+    """Something in the metadata of a layer that copies of the layer share."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Shared:
+        return self
+
+
 _PLACE = ("scale", "translate", "rotate", "shear", "affine", "units")
 CELLS, LABELS = "cells", "cells labels"
 CORRECTED = "corrected cells"
@@ -168,7 +179,7 @@ def update_layers(viewer: Viewer, analysis: Analysis, image_layer: Layer) -> dic
     for data, attributes, kind in layers_of(analysis.cells, analysis.labels, "", transform["scale"], extent):
         role = attributes["name"]
         attributes.update(transform)
-        attributes["metadata"][KEY].update(image=image_layer.unique_id, cells=analysis.cells)
+        attributes["metadata"][KEY].update(image=image_layer.unique_id, cells=analysis.cells, analysis=Shared(analysis))
         if analysis.slide.path is not None:
             attributes["metadata"][KEY]["picture"] = str(analysis.slide.path)
         layer = find_layer(viewer, image_layer, role)

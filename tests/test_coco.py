@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_report import annotated, case  # noqa: F401 - fixtures
 from typer.testing import CliRunner
 
 from napari_wbc.cli import app
@@ -21,7 +20,7 @@ from napari_wbc.review_session import ReviewSession
 
 
 @pytest.fixture
-def reviewed(case) -> Path:  # noqa: F811
+def reviewed(case) -> Path:
     """Results in which two neutrophils became something else."""
     session = ReviewSession.open(case / "r/nine")
     table = session.cells.table

@@ -16,11 +16,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import slides
-from conftest import FIELDS
 from PIL import Image
 from typer.testing import CliRunner
 
-from napari_wbc._sample_data import samples
 from napari_wbc.atomic import ExportError
 from napari_wbc.cells import REVIEW_COLUMNS, UNIDENTIFIED, Cells
 from napari_wbc.cli import app
@@ -38,27 +36,6 @@ EVIL = (
     "@SUM(1)",
     "-2+3",
 )
-
-
-@pytest.fixture(scope="session")
-def annotated(classifier, tmp_path_factory) -> Path:
-    """A run of the command line: one good picture, and one that failed."""
-    folder = tmp_path_factory.mktemp("report")
-    nine = next(sample.path for sample in samples() if sample.key == "nine_fields")
-    shutil.copy(nine, folder / "nine.jpg")
-    (folder / "cut.jpg").write_bytes(nine.read_bytes()[:3000])
-    out = CliRunner().invoke(
-        app, ["annotate", str(folder / "nine.jpg"), str(folder / "cut.jpg"), "-o", str(folder / "r")]
-    )
-    assert out.exit_code == 3, out.output
-    return folder
-
-
-@pytest.fixture
-def case(annotated, tmp_path) -> Path:
-    """Picture and results in a folder of their own, the results saying where the picture was before."""
-    shutil.copytree(annotated, tmp_path / "case")
-    return tmp_path / "case"
 
 
 class Page(HTMLParser):
@@ -211,7 +188,7 @@ def test_a_slide_that_moved_is_asked_for(case, tmp_path):
         made = make_report(tmp_path / "alone", image=tmp_path / "elsewhere.jpg")
         assert made.pictures.missing == []
         assert len(made.pictures.overviews) == 1
-        wrong = make_report(tmp_path / "alone", image=FIELDS[0])
+        wrong = make_report(tmp_path / "alone", image=slides.FIELDS[0])
         assert "is not the picture that was analysed: 640 × 480" in wrong.pictures.missing[0]
         with pytest.raises(ExportError, match="no such file or folder; --image says"):
             make_report(tmp_path / "alone", image=tmp_path / "nowhere.jpg")

@@ -17,7 +17,8 @@ from napari_wbc.review_session import ReviewSession
 
 FILE = Path(__file__).parent / "images/report.png"
 BROWSER = ("chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer")
-PAGES, DPI, GAP = (1, 3), 96, 16
+TO_PNG = ("pdftoppm", "-r", "96", "-png")
+PAGES, GAP = (1, 3), 16
 
 
 def reviewed(folder: Path) -> Path:
@@ -44,7 +45,7 @@ if __name__ == "__main__":
             check=True, capture_output=True, text=True,
         )  # fmt: skip
         print("\n".join(re.findall(r".*CONSOLE.*", printed.stderr)) or "no errors in the console")
-        subprocess.run(["pdftoppm", "-r", str(DPI), "-png", str(pdf), f"{home}/page"], check=True)
+        subprocess.run([*TO_PNG, str(pdf), f"{home}/page"], check=True)
         shots = [Image.open(Path(home) / f"page-{k}.png") for k in PAGES]
         width, height = shots[0].size
         both = Image.new("RGB", (2 * width + 3 * GAP, height + 2 * GAP), "#b8bec8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -77,7 +77,7 @@ class Report:
     content : mapping
         All that it says, as JSON knows it.
     case : Case
-        The results, for the pictures.
+        The results with the counted cells alone, for the pictures.
     per_class : int
         How many cells of each class are shown.
     """
@@ -139,7 +139,8 @@ def make_report(results: str | Path | Case, asked: Asked | None = None, *, image
     own = {**DEFAULTS, **_settings(case)}
     target = own["target"] if asked.target is None else None if asked.target == "all" else asked.target
     wbc = own["wbc"] if asked.wbc is None else asked.wbc
-    counted = case.cells.where(_counted(case, target, own["seed"]))
+    mask = _counted(case, target, own["seed"])
+    counted = case.cells.where(mask)
     ranges = asked.ranges or load_ranges()
     counts = with_ranges(differential(counted), ranges, wbc).drop(columns="slide")
     signed = signature_of(case)
@@ -165,7 +166,8 @@ def make_report(results: str | Path | Case, asked: Asked | None = None, *, image
         "model": model_facts(case.run),
         "made": _made(case),
     }  # fmt: skip
-    return Report(plain(content), case, asked.per_class)
+    pictures = (replace(p, cells=p.cells.where(mask[case.of == k])) for k, p in enumerate(case.pictures))
+    return Report(plain(content), replace(case, pictures=tuple(pictures)), asked.per_class)
 
 
 def write_report(

@@ -96,21 +96,22 @@ def start_report(dock: Any, make_case: Callable[[], Case], file: Path, asked: As
         Whether to open the file in the browser.
     """
 
-    def work() -> str | Exception:
+    def work() -> tuple[str, Exception | None]:
         from napari_wbc.report import write_report
 
         try:
             reasons = write_report(make_case(), file, asked).content["preliminary"]
-        # What a worker raises napari shows with its traceback; the dock's line says it better.
+        # What a worker raises or returns as an error napari shows with its traceback; the dock's line says it better.
         except Exception as error:  # noqa: BLE001
-            return error
-        return f"Preliminary report in {file}: {'; '.join(reasons)}." if reasons else f"Report in {file}."
+            return "", error
+        return f"Preliminary report in {file}: {'; '.join(reasons)}." if reasons else f"Report in {file}.", None
 
-    def tell(said: str | Exception) -> None:
+    def tell(answer: tuple[str, Exception | None]) -> None:
+        said, error = answer
         if not isalive(dock):
             return
-        if isinstance(said, Exception):
-            dock._fail(said)  # noqa: SLF001
+        if error is not None:
+            dock._fail(error)  # noqa: SLF001
             return
         dock.status.setText(said)
         show_info(said)

@@ -17,7 +17,7 @@ from napari_wbc.review_session import ReviewSession
 
 FILE = Path(__file__).parent / "images/report.png"
 BROWSER = ("chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer")
-TO_PNG = ("pdftoppm", "-r", "96", "-png")
+TO_PNG = ("pdftoppm", "-r", "72", "-png")
 PAGES, GAP = (1, 3), 16
 
 
@@ -51,5 +51,5 @@ if __name__ == "__main__":
         both = Image.new("RGB", (2 * width + 3 * GAP, height + 2 * GAP), "#b8bec8")
         for k, shot in enumerate(shots):
             both.paste(shot, (GAP + k * (width + GAP), GAP))
-        both.save(FILE, optimize=True)
+        both.save(FILE, optimize=True)  # all colours: those of the classes must not merge
         print(f"{FILE}: {FILE.stat().st_size / 1e3:.0f} kB")

@@ -201,9 +201,14 @@ class ClassifyWidget(Dock):
     def recount(self) -> None:
         """Count again from the layer of cells, with what the user changed in it."""
         from ._layers import CELLS, LABELS, show_corrections
+        from ._review import review_of
 
         cells, layer = self._corrected(), self._shown.get(CELLS)
         if cells is None:
+            return
+        if layer is not None and review_of(layer) is not None:
+            # The review keeps the layers alike.
+            self._show_counts(cells)
             return
         if layer is not None:
             with layer.events.features.blocker(self._on_features):
@@ -230,13 +235,29 @@ class ClassifyWidget(Dock):
                     return None
                 # A folder of its own, as the command line makes for each picture.
                 folder = Path(parent) / safe_name(Path(slide.name).stem)
-            written = self._write(cells, slide, Path(folder))
+            written = self._keep_review(Path(folder)) or self._write(cells, slide, Path(folder))
         except (*EXPECTED, OSError) as error:
             self._fail(error)
             return None
         self.status.setText(f"Saved in {written}")
         show_info(f"Saved in {written}")
         return written
+
+    def _keep_review(self, folder: Path) -> Path | None:
+        """Write the decisions of a review with its results; None if there is no review that belongs there."""
+        from ._layers import CELLS
+        from ._review import review_of
+
+        layer = self._shown.get(CELLS)
+        session = review.session if layer is not None and (review := review_of(layer)) is not None else None
+        if session is None:
+            return None
+        if session.folder is None and session.analysis is not None:
+            return session.keep(folder)
+        if session.folder == folder.absolute():
+            session.save()
+            return folder
+        return None
 
     def _write(self, cells: Cells, slide: Slide, folder: Path) -> Path:
         import numpy as np

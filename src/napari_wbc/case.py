@@ -209,21 +209,24 @@ def case_of(
     session : ReviewSession, optional
         Their review.
     """
-    facts: dict[str, Any] = {"slide": slide.name, "notes": list(slide.notes)}
-    run: dict[str, Any] = {}
+    facts: Mapping[str, Any] = {"slide": slide.name, "notes": list(slide.notes)}
+    run: Mapping[str, Any] = {}
+    folder = session.folder if session is not None else None
+    if analysis is None and folder is not None:
+        kept = read_case(folder)
+        facts, run = kept.pictures[0].facts, kept.run
     rings: dict[int, Rings] = outlines(labels) if labels is not None else {}
     if analysis is not None:
         card, look = analysis.card, analysis.appearance
         rings = rings or (dict(analysis.whole.rings) if analysis.whole else {})
-        facts |= {"mpp": look.mpp, "mpp_source": look.mpp_source, "notes": list(analysis.notes)}
+        facts = {**facts, "mpp": look.mpp, "mpp_source": look.mpp_source, "notes": list(analysis.notes)}
         run = {"model": {"name": card.name, "sha256": card.sha256} if card else None,
                "threshold": analysis.threshold if card else None, "versions": versions()}  # fmt: skip
         if analysis.whole is not None:
-            facts["regions"] = analysis.whole.regions.to_dict("records")
+            facts = {**facts, "regions": analysis.whole.regions.to_dict("records")}
     rings |= session.added_outlines if session else {}
-    folder = (session.folder if session else None) or Path(slide.name)
-    picture = Picture(folder, cells, slide.shape, slide.path, slide.path, facts, session, slide, rings)
-    return Case(folder, (picture,), run)
+    where = folder or Path(slide.name)
+    return Case(where, (Picture(where, cells, slide.shape, slide.path, slide.path, facts, session, slide, rings),), run)
 
 
 def _read_run(folder: Path) -> Mapping[str, Any]:
@@ -252,7 +255,9 @@ def _read_picture(folder: Path, facts: Mapping[str, Any], image: Path | None) ->
         note = json.loads((folder / "slide.json").read_text("utf-8")).get("shape")
         shape = (int(note[0]), int(note[1])) if isinstance(note, list) and len(note) == 2 else None
     cells = results.cells if session is None else session.cells
-    return Picture(folder, cells, shape, results.sought, _where(folder, results.sought, image), facts, session)
+    moved = session.settings.get("picture") if session is not None and image is None else None
+    path = _where(folder, results.sought, Path(str(moved)) if moved and Path(str(moved)).exists() else image)
+    return Picture(folder, cells, shape, results.sought, path, facts, session)
 
 
 def _where(folder: Path, sought: Path | None, image: Path | None) -> Path | None:

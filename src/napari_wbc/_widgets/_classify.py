@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,9 +206,14 @@ class ClassifyWidget(Dock):
     def recount(self) -> None:
         """Count again from the layer of cells, with what the user changed in it."""
         from ._layers import CELLS, LABELS, show_corrections
+        from ._review import review_of
 
         cells, layer = self._corrected(), self._shown.get(CELLS)
         if cells is None:
+            return
+        if layer is not None and review_of(layer) is not None:
+            # The review keeps the layers alike.
+            self._show_counts(cells)
             return
         if layer is not None:
             with layer.events.features.blocker(self._on_features):
@@ -235,7 +240,7 @@ class ClassifyWidget(Dock):
                     return None
                 # A folder of its own, as the command line makes for each picture.
                 folder = Path(parent) / safe_name(Path(slide.name).stem)
-            written = self._write(cells, slide, Path(folder))
+            written = self._keep_review(Path(folder)) or self._write(cells, slide, Path(folder))
         except (*EXPECTED, OSError) as error:
             self._fail(error)
             return None
@@ -243,32 +248,43 @@ class ClassifyWidget(Dock):
         show_info(f"Saved in {written}")
         return written
 
-    def report(self, file: str | Path | None = None, asked: Asked | None = None) -> Any:
-        """Write a report in a worker, which is returned; asks for file and ids if none are given."""
+    def report(self, file: str | Path | None = None, asked: Asked | None = None) -> None:
+        """Write a report in a worker; asks for file and ids if no file is given."""
         from napari_wbc.case import case_of
-        from napari_wbc.report import Asked
 
-        from ._layers import LABELS
-        from ._report import ask_for_report, start_report
+        from ._layers import CELLS, LABELS
+        from ._report import report
+        from ._review import review_of
 
         cells, image = self._corrected(), self._pictured
         if cells is None or image is None:
-            return None
-        analysis, layer, show = self.analysis, self._shown.get(LABELS), file is None
+            return
+        analysis, layer = self.analysis, self._shown.get(CELLS)
+        session = review.session if layer is not None and (review := review_of(layer)) is not None else None
+        labels = labels_array(self._shown.get(LABELS)) if analysis is None else analysis.labels
         try:
             slide = analysis.slide if analysis is not None else slide_of(image)
-            if file is None:
-                answer = ask_for_report(self, slide.name, slide_id=slide.name)
-                if answer is None:
-                    return None
-                file, asked, show = answer
-        except EXPECTED as error:
+        except (*EXPECTED, OSError) as error:
             self._fail(error)
+            return
+        make = partial(case_of, slide, cells, labels, analysis=analysis, session=session)
+        report(self, slide.name, make, file, asked)
+
+    def _keep_review(self, folder: Path) -> Path | None:
+        """Write the decisions of a review with its results; None if there is no review that belongs there."""
+        from ._layers import CELLS
+        from ._review import review_of
+
+        layer = self._shown.get(CELLS)
+        session = review.session if layer is not None and (review := review_of(layer)) is not None else None
+        if session is None:
             return None
-        labels = labels_array(layer) if analysis is None else analysis.labels
-        return start_report(
-            self, lambda: case_of(slide, cells, labels, analysis=analysis), Path(file), asked or Asked(), show=show
-        )
+        if session.folder is None and session.analysis is not None:
+            return session.keep(folder)
+        if session.folder == folder.absolute():
+            session.save()
+            return folder
+        return None
 
     def _write(self, cells: Cells, slide: Slide, folder: Path) -> Path:
         import numpy as np

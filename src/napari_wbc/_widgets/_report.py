@@ -59,42 +59,39 @@ class ReportDialog(QDialog):
         return Asked(self.slide_id.text().strip(), self.patient_id.text().strip(), wbc)
 
 
-def ask_for_report(parent: QWidget, name: str, **fields: str) -> tuple[Path, Asked, bool] | None:
-    """Ask for what a report says and its file; None if the user thought better of it.
-
-    Parameters
-    ----------
-    parent : QWidget
-    name : str
-        Of the picture, for the name of the file.
-    **fields
-        As for `ReportDialog`.
-    """
-    from napari_wbc.atomic import safe_name
-
-    dialog = ReportDialog(parent, **fields)
-    if not dialog.exec():
-        return None
-    asked = dialog.asked()
-    suggested = f"{safe_name(Path(name).stem)}_report.html"
-    file, _ = QFileDialog.getSaveFileName(parent, "Save the report", suggested, FILES)
-    return (Path(file), asked, dialog.open.isChecked()) if file else None
-
-
-def start_report(dock: Any, make_case: Callable[[], Case], file: Path, asked: Asked, *, show: bool = False) -> Any:
+def report(
+    dock: Any, name: str, make_case: Callable[[], Case], file: str | Path | None = None, asked: Asked | None = None
+) -> None:
     """Write a report in a worker; the dock's line tells how it went.
 
     Parameters
     ----------
     dock : QWidget
         With a label ``status`` and a method ``_fail``.
+    name : str
+        Of the picture.
     make_case : callable
-        Returns the results; called in the worker.
+        Returns the results (`napari_wbc.case.case_of`); called in the worker.
     file, asked
-        As for `napari_wbc.report.write_report`.
-    show : bool
-        Whether to open the file in the browser.
+        As for `napari_wbc.report.write_report`; a dialog asks for both if no file is given.
     """
+    from napari_wbc.atomic import safe_name
+
+    show = False
+    if file is None:
+        dialog = ReportDialog(dock, slide_id=name)
+        if not dialog.exec():
+            return
+        try:
+            asked, show = dialog.asked(), dialog.open.isChecked()
+        except ValueError as error:
+            dock._fail(error)  # noqa: SLF001
+            return
+        suggested = f"{safe_name(Path(name).stem)}_report.html"
+        file, _ = QFileDialog.getSaveFileName(dock, "Save the report", suggested, FILES)
+        if not file:
+            return
+    file = Path(file)
 
     def work() -> tuple[str, Exception | None]:
         from napari_wbc.report import write_report
@@ -122,4 +119,3 @@ def start_report(dock: Any, make_case: Callable[[], Case], file: Path, asked: As
     worker = create_worker(work)
     worker.returned.connect(tell)
     worker.start()
-    return worker

@@ -12,14 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from napari.layers import Image, Points
+from napari.qt.threading import create_worker
 from napari.utils.colormaps.standardize_color import transform_color
 from napari.utils.notifications import show_error, show_warning
+from qtpy.compat import isalive
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_wbc.cells import REVIEW_COLUMNS, Cells
 from napari_wbc.decisions import Change, Decided
 from napari_wbc.palette import colour
-from napari_wbc.review_session import Kept, ReviewSession
+from napari_wbc.review_session import Kept, ReadOnlyError, ReviewSession
 
 from ._layers import CELLS, LABELS, cells_of, find_layer, show_corrections
 from ._panel import COUNTS, NAMES
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from napari.layers import Layer
     from napari.viewer import Viewer
 
+    from napari_wbc.geojson import Rings
     from napari_wbc.slide import Slide
 
 # napari tells nobody of edits in its table of features: somebody has to look.
@@ -61,36 +64,31 @@ def begin(viewer: Viewer, layer: Points) -> Review:
 
 
 def _session_of(layer: Points) -> ReviewSession:
-    mark = layer.metadata[KEY]
+    """Open the review of a layer: of its run, or of the folder that it was read from."""
+    mark, shown = layer.metadata[KEY], cells_of(layer.features, layer.data)
     if "analysis" in mark:
-        session = ReviewSession.of(mark["analysis"].value)
-        _take_over(session, cells_of(layer.features, layer.data))
-        return session
-    folder = next((path for path in _folders(layer) if (path / "cells.csv").exists() or
-                   (path / "cells.parquet").exists()), None)  # fmt: skip
-    if folder is None:
-        return ReviewSession(Kept(Decided(cells_of(layer.features, layer.data))))
-    return ReviewSession.open(folder)
+        session, since = ReviewSession.of(mark["analysis"].value), mark["cells"]
+    elif "folder" in mark:
+        session, since = ReviewSession.open(mark["folder"]), mark["read"].value
+    else:
+        return ReviewSession(Kept(Decided(shown)))
+    try:
+        _decide_what_differs(session, shown, since, _user())
+    except ReadOnlyError as error:
+        show_warning(f"{error}; what was changed in the layer is not kept")
+    return session
 
 
-def _folders(layer: Points) -> list[Path]:
-    found = [layer.metadata[KEY].get("folder"), layer.source.path]
-    return [path for path in map(Path, filter(None, found)) if path.is_dir()]
-
-
-def _take_over(session: ReviewSession, shown: Cells) -> None:
-    """Make decisions of what was corrected in the layer before the review began."""
-    _decide_what_differs(session, shown, _user())
-
-
-def _decide_what_differs(session: ReviewSession, shown: Cells, reviewer: str) -> None:
-    mine, theirs = session.cells.table.set_index("label"), shown.table.set_index("label")
-    gone = mine.index.difference(theirs.index)
+def _decide_what_differs(session: ReviewSession, shown: Cells, since: Cells, reviewer: str) -> None:
+    """Make decisions of what somebody changed in a layer."""
+    before, now = since.table.set_index("label"), shown.table.set_index("label")
+    there = pd.Index(session.cells.table["label"])
+    gone = before.index.difference(now.index).intersection(there)
     if len(gone):
         session.remove(gone.to_numpy(), reviewer)
-    common = mine.index.intersection(theirs.index)
-    names = theirs["class"][common]
-    changed = names[(names != mine["class"][common]) & (names != "")]
+    common = before.index.intersection(now.index).intersection(there)
+    names = now["class"][common]
+    changed = names[(names != before["class"][common]) & (names != "")]
     for name, labels in changed.groupby(changed).groups.items():
         session.decide(np.asarray(labels), str(name), reviewer)
 
@@ -117,6 +115,8 @@ class Review(QObject):
 
     changed = Signal(object)
     """A `Change`: the table is another now."""
+    added = Signal(int)
+    """A cell that was missed is in the table now: its label."""
     picked = Signal()
     """Other cells are selected in the layer."""
     replaced = Signal()
@@ -249,23 +249,31 @@ class Review(QObject):
         """Make it again."""
         return self.session.can_redo and self.act(self.session.redo)
 
-    def add_at(self, point: npt.ArrayLike, classifier: Any = None) -> int | None:
-        """Segment and classify what lies at a point (row, column) of the picture, and add it; returns its label."""
-        from napari_wbc.missed import cell_at
+    def add_at(self, points: npt.NDArray[np.float64]) -> None:
+        """Segment and classify what lies at points (rows and columns of the picture), and add it; in a thread."""
+        if self.session.read_only or self.slide is None:
+            show_warning(self.session.read_only or "the picture is not there: find it before cells are added")
+            return
+        worker = create_worker(_cells_at, self.slide, points, self.session, self._card())
+        worker.returned.connect(self._on_found)
+        worker.errored.connect(lambda error: show_warning(str(error)))
+        worker.start()
 
-        try:
-            if self.session.read_only:
-                self.session.undo()  # says why nothing can be changed
-            if self.slide is None:
-                raise ValueError("the picture is not there; find it first")
-            mpp = self.session.before.table["mpp"].median()
-            analysis = self.session.analysis
-            threshold, look = (analysis.threshold, analysis.appearance) if analysis is not None else (None, None)
-            cell, outline = cell_at(self.slide, point, float(mpp), classifier, threshold, look)
-            return self.session.add(cell, self.reviewer, outline)
-        except (ValueError, OSError) as error:
-            show_warning(str(error))
+    def _on_found(self, found: list[tuple[Cells, Rings]]) -> None:
+        if not isalive(self):
+            return
+        for cell, outline in found:
+            if self.act(self.session.add, cell, self.reviewer, outline):
+                self.added.emit(int(self.session.cells.table["label"].max()))
+
+    def _card(self) -> Path | None:
+        """Return the card of the model that the cells were classified with; None for cells without classes."""
+        from napari_wbc.models import DEFAULT_MODEL, available_models, find_model
+
+        if not self.session.cells.classes:
             return None
+        card = self.session.analysis.card if self.session.analysis else None
+        return find_model(card.name if card is not None and card.name in available_models() else DEFAULT_MODEL)
 
     # ---- layers follow the session
 
@@ -347,7 +355,9 @@ class Review(QObject):
         if len(features) != len(self._labels) or not np.array_equal(features["label"], self._labels):
             self._take_cells()
         elif not np.array_equal(self._codes_now(), self._codes):
-            self.act(_decide_what_differs, self.session, cells_of(features, layer.data), self.reviewer)
+            self.act(
+                _decide_what_differs, self.session, cells_of(features, layer.data), self.session.cells, self.reviewer
+            )
         self._look_at_selection()
 
     def _take_cells(self) -> None:
@@ -360,25 +370,9 @@ class Review(QObject):
         added = np.asarray(layer.data)[~first, -2:]
         if len(gone) and not self.remove(gone):
             return
-        for point in added:
-            self.add_at(point, self._classifier())
         self._show_all()
-
-    def _classifier(self) -> Any:
-        """Return the network of the model that the cells were classified with, or None for cells without classes."""
-        from napari_wbc.models import DEFAULT_MODEL, available_models, find_model
-
-        from ._classify import load_model
-
-        if not self.session.cells.classes:
-            return None
-        card = self.session.analysis.card if self.session.analysis else None
-        name = card.name if card is not None and card.name in available_models() else DEFAULT_MODEL
-        try:
-            return load_model(find_model(name))
-        except (ValueError, OSError) as error:
-            show_warning(str(error))
-            return None
+        if len(added):
+            self.add_at(added)
 
     # ---- selection
 
@@ -409,6 +403,20 @@ class Review(QObject):
         if self.viewer.layers.selection.active != self.layer:
             self.viewer.layers.selection.active = self.layer
         self.select([label])
+
+
+def _cells_at(
+    slide: Slide, points: npt.NDArray[np.float64], session: ReviewSession, card: Path | None
+) -> list[tuple[Cells, Rings]]:
+    from napari_wbc.missed import cell_at
+
+    from ._classify import load_model
+
+    classifier = load_model(card) if card is not None else None
+    mpp = float(session.before.table["mpp"].median())
+    analysis = session.analysis
+    threshold, look = (analysis.threshold, analysis.appearance) if analysis is not None else (None, None)
+    return [cell_at(slide, point, mpp, classifier, threshold, look) for point in points]
 
 
 def _faces(names: pd.Series) -> npt.NDArray[np.float32]:

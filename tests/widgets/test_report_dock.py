@@ -35,6 +35,25 @@ def test_the_report_says_what_the_dock_shows(viewer, dock, press, sample, qtbot,
     qtbot.waitUntil(lambda: "ends in .html" in widget.status.text(), timeout=TIMEOUT)
 
 
+def test_a_review_of_opened_results_is_reported(viewer, dock, case, qtbot):
+    from napari_wbc._widgets._review import begin
+
+    viewer.open(case / "r/nine", plugin="napari-wbc")
+    widget = dock()
+    layer = next(layer for layer in viewer.layers if layer.name.endswith("cells"))
+    review = begin(viewer, layer)
+    label = int(review.session.cells.table.query("`class` == 'neutrophil'")["label"].iloc[0])
+    assert review.decide([label], "monocyte")
+    widget.report(case / "x.json")
+    qtbot.waitUntil(lambda: "x.json: " in widget.status.text(), timeout=TIMEOUT)
+    told = json.loads((case / "x.json").read_text("utf-8"))
+    counts = differential(review.session.cells)
+    assert [row["n"] for row in told["differential"]] == counts["n"].tolist()
+    assert [(row["n"], row["changed"]) for row in told["review"]["readers"]] == [(1, 1)]
+    assert told["model"]["name"] == "wbc8-mobilenetv2"  # of run.json beside the folder
+    review.end()
+
+
 def test_what_was_entered(viewer, dock):
     from napari_wbc._widgets._report import ReportDialog
 

@@ -114,6 +114,7 @@ def test_a_signed_review_is_no_longer_preliminary(case):
     unsure = table.loc[table["class"] == UNIDENTIFIED, "label"].tolist()
     session.decide(unsure, "lymphocyte", "A. Reader")
     session.accept(table.loc[table["class"] == "neutrophil", "label"].tolist(), "B. Second")
+    session.remove(table.loc[table["class"] == "eosinophil", "label"].tolist()[:1], "A. Reader")
     session.sign("B. Second")
     counted, n = differential(session.cells), len(session.cells)
     made = make_report(case / "r/nine")
@@ -127,6 +128,7 @@ def test_a_signed_review_is_no_longer_preliminary(case):
     assert readers["A. Reader"]["share"] == pytest.approx(100 * len(unsure) / n)
     assert told["review"]["same"] == readers["B. Second"]["n"]
     assert told["skipped"]["resolved"] == len(unsure)
+    assert (told["skipped"]["added"], told["skipped"]["removed"]) == (0, 1)
     page = Page(made.as_html())
     assert "Signed" in page.text
     assert "Preliminary" not in page.text

@@ -281,12 +281,15 @@ def skipped(case: Case) -> dict[str, Any]:
     table = case.cells.table
     open_ = table[table["class"] == UNIDENTIFIED]
     said = table[table["class_model"] == UNIDENTIFIED]
+    before = [(set(p.session.before.table["label"]), set(p.cells.table["label"])) for p in case.pictures if p.session]
     return {
         "unidentified": [
             {"why": _WHY.get(str(reason), str(reason)), "n": int(n)}
             for reason, n in open_["reason"].value_counts(sort=False).sort_index().items()
         ],
         "resolved": int((said["class"] != UNIDENTIFIED).sum()),
+        "added": sum(len(after - then) for then, after in before),
+        "removed": sum(len(then - after) for then, after in before),
         "cut": int(table["at_border"].sum()),
         "without_class": int((table["class"] == "").sum()),
         "failed": [{"slide": slide, "why": why} for slide, why in case.failed],
@@ -350,7 +353,7 @@ def _rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     left = content["skipped"]
     for row in left["unidentified"]:
         add("unidentified", row["why"], row["n"])
-    for key in ("resolved", "cut", "without_class"):
+    for key in ("resolved", "added", "removed", "cut", "without_class"):
         add("skipped", key, left[key])
     for row in left["failed"]:
         add("failed", row["slide"], row["why"])

@@ -44,9 +44,13 @@ def test_a_review_of_opened_results_is_reported(viewer, dock, case, qtbot):
     review = begin(viewer, layer)
     label = int(review.session.cells.table.query("`class` == 'neutrophil'")["label"].iloc[0])
     assert review.decide([label], "monocyte")
+    shown = dock("Differential")
+    shown.report(case / "y.json")
+    qtbot.waitUntil(lambda: "y.json: " in shown.status.text(), timeout=TIMEOUT)
     widget.report(case / "x.json")
     qtbot.waitUntil(lambda: "x.json: " in widget.status.text(), timeout=TIMEOUT)
-    told = json.loads((case / "x.json").read_text("utf-8"))
+    told, other = (json.loads((case / name).read_text("utf-8")) for name in ("x.json", "y.json"))
+    assert other["differential"] == told["differential"]
     counts = differential(review.session.cells)
     assert [row["n"] for row in told["differential"]] == counts["n"].tolist()
     assert [(row["n"], row["changed"]) for row in told["review"]["readers"]] == [(1, 1)]

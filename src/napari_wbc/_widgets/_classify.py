@@ -253,22 +253,24 @@ class ClassifyWidget(Dock):
         from napari_wbc.case import case_of
 
         from ._layers import CELLS, LABELS
-        from ._report import report
+        from ._report import report, report_review
         from ._review import review_of
 
         cells, image = self._corrected(), self._pictured
         if cells is None or image is None:
             return
-        analysis, layer = self.analysis, self._shown.get(CELLS)
-        session = review.session if layer is not None and (review := review_of(layer)) is not None else None
+        layer = self._shown.get(CELLS)
+        if layer is not None and (review := review_of(layer)) is not None:
+            report_review(self, review, file, asked)
+            return
+        analysis = self.analysis
         labels = labels_array(self._shown.get(LABELS)) if analysis is None else analysis.labels
         try:
             slide = analysis.slide if analysis is not None else slide_of(image)
         except (*EXPECTED, OSError) as error:
             self._fail(error)
             return
-        make = partial(case_of, slide, cells, labels, analysis=analysis, session=session)
-        report(self, slide.name, make, file, asked)
+        report(self, slide.name, partial(case_of, slide, cells, labels, analysis=analysis), file, asked)
 
     def _keep_review(self, folder: Path) -> Path | None:
         """Write the decisions of a review with its results; None if there is no review that belongs there."""

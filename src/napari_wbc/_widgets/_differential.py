@@ -80,7 +80,13 @@ class DifferentialWidget(ReviewDock):
         self.sign_button = QPushButton("Sign")
         self.sign_button.setToolTip("Sign the count as it is now, with your name; a later decision voids the signature")
         self.sign_button.clicked.connect(self.sign)
-        self.body.addWidget(self.sign_button)
+        self.report_button = QPushButton("Report…")
+        self.report_button.setToolTip("A page with this count, who reviewed what, and the cells themselves")
+        self.report_button.clicked.connect(lambda: self.report())
+        row = QHBoxLayout()
+        row.addWidget(self.sign_button)
+        row.addWidget(self.report_button)
+        self.body.addLayout(row)
         self.status = QLabel(NEEDS_CELLS)
         self.status.setWordWrap(True)
         self.body.addWidget(self.status)
@@ -142,7 +148,7 @@ class DifferentialWidget(ReviewDock):
     def show_review(self) -> None:
         """Show another review, or none."""
         there = self.review is not None
-        for part in (self.target, self.seed, self.wbc, self.sign_button, self.tabs):
+        for part in (self.target, self.seed, self.wbc, self.sign_button, self.report_button, self.tabs):
             part.setEnabled(there)
         self.recount()
 
@@ -208,6 +214,16 @@ class DifferentialWidget(ReviewDock):
         self.sign_button.setEnabled(not session.read_only)
 
     # ---- what the user does
+
+    def report(self, file: str | Path | None = None) -> None:
+        """Write the report of this count; asks for file and ids if no file is given."""
+        from napari_wbc.report import Asked
+
+        from ._report import report_review
+
+        if self.review is not None:
+            wbc = self.review.session.settings["wbc"]
+            report_review(self, self.review, file, Asked(wbc=wbc, ranges=self.ranges))
 
     def _set(self, **values: Any) -> None:
         if self.review is None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.qt.threading import create_worker
-from napari.utils.notifications import show_info
+from napari.utils.notifications import show_error, show_info
 from qtpy.compat import isalive
 from qtpy.QtCore import QUrl
 from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QCheckBox, QDialog, QDialogButtonBox, QFileDialog, QFormLayout, QLineEdit, QWidget
 
+from ._dock import EXPECTED
+
 if TYPE_CHECKING:
     from napari_wbc.case import Case
     from napari_wbc.report import Asked
 
+    from ._review import Review
+
+_log = logging.getLogger(__name__)
 FILES = "Report (*.html);;JSON (*.json);;Table (*.csv)"
 
 
@@ -67,26 +73,31 @@ def report(
     Parameters
     ----------
     dock : QWidget
-        With a label ``status`` and a method ``_fail``.
+        With a label ``status``.
     name : str
         Of the picture.
     make_case : callable
         Returns the results (`napari_wbc.case.case_of`); called in the worker.
     file, asked
-        As for `napari_wbc.report.write_report`; a dialog asks for both if no file is given.
+        As for `napari_wbc.report.write_report`; a dialog asks for what `asked` leaves open if no file is given.
     """
-    from napari_wbc.atomic import safe_name
+    from dataclasses import replace
 
-    show = False
+    from napari_wbc.atomic import safe_name
+    from napari_wbc.report import Asked
+
+    given, show = asked or Asked(), False
     if file is None:
-        dialog = ReportDialog(dock, slide_id=name)
+        wbc = "" if given.wbc is None else f"{given.wbc:g}"
+        dialog = ReportDialog(dock, given.slide_id or name, given.patient_id, wbc)
         if not dialog.exec():
             return
         try:
-            asked, show = dialog.asked(), dialog.open.isChecked()
+            entered, show = dialog.asked(), dialog.open.isChecked()
         except ValueError as error:
-            dock._fail(error)  # noqa: SLF001
+            _fail(dock, error)
             return
+        given = replace(given, slide_id=entered.slide_id, patient_id=entered.patient_id, wbc=entered.wbc)
         suggested = f"{safe_name(Path(name).stem)}_report.html"
         file, _ = QFileDialog.getSaveFileName(dock, "Save the report", suggested, FILES)
         if not file:
@@ -97,7 +108,7 @@ def report(
         from napari_wbc.report import write_report
 
         try:
-            reasons = write_report(make_case(), file, asked).content["preliminary"]
+            reasons = write_report(make_case(), file, given).content["preliminary"]
         # What a worker raises or returns as an error napari shows with its traceback; the dock's line says it better.
         except Exception as error:  # noqa: BLE001
             return "", error
@@ -108,7 +119,7 @@ def report(
         if not isalive(dock):
             return
         if error is not None:
-            dock._fail(error)  # noqa: SLF001
+            _fail(dock, error)
             return
         dock.status.setText(said)
         show_info(said)
@@ -119,3 +130,31 @@ def report(
     worker = create_worker(work)
     worker.returned.connect(tell)
     worker.start()
+
+
+def report_review(dock: Any, review: Review, file: str | Path | None = None, asked: Asked | None = None) -> None:
+    """Write the report of a review that is open; parameters as for `report`."""
+    from napari_wbc.case import case_of, read_case
+
+    session = review.session
+    try:
+        slide = review.slide
+    except (ValueError, OSError) as error:
+        _fail(dock, error)
+        return
+
+    def make_case() -> Case:
+        if slide is None:  # the report says where the picture was sought
+            return read_case(session.folder or "")
+        return case_of(slide, session.cells, session.labels, analysis=session.analysis, session=session)
+
+    report(dock, slide.name if slide is not None else (session.folder or Path("smear")).name, make_case, file, asked)
+
+
+def _fail(dock: Any, error: Exception) -> None:
+    message = str(error) or type(error).__name__
+    if not isinstance(error, EXPECTED):
+        _log.error("the report failed", exc_info=error)
+        message = f"{type(error).__name__}: {error} (the log has the details)"
+    dock.status.setText(message)
+    show_error(message)

@@ -85,6 +85,7 @@ def test_it_says_what_the_results_say(case):
     assert "damaged" in told["skipped"]["failed"][0]["why"]
     assert told["model"]["name"] == "wbc8-mobilenetv2"
     assert {row["data"] for row in told["model"]["results"] if not row["elsewhere"]} == {"pbc/val"}
+    assert "TXL-PBC" in told["model"]["further_data"][0]
     assert told["pictures"][0]["sha256"]
     table = pd.read_csv(case / "x.csv", keep_default_na=False, dtype=str)
     rows = table[table["section"] == "differential"]
@@ -288,6 +289,15 @@ def test_a_whole_slide_says_what_was_left_out(tmp_path, classifier):
     page = Page(made.as_html())
     assert "feathered edge" in page.text or not regions["feathered edge"]["share"]
     assert len([a for tag, a in page.tags if tag == "img"]) == 1 + len(found.cells)
+
+
+def test_results_stay_among_themselves(case):
+    for name in ("r/nine/x.html", "r/run.json"):
+        with pytest.raises(ExportError, match="choose another"):
+            write_report(case / "r", case / name)
+    out = CliRunner().invoke(app, ["export", str(case / "r/nine"), "-o", str(case / "r/nine/cells.geojson")])
+    assert out.exit_code == 1
+    assert json.loads((case / "r/run.json").read_text("utf-8"))["format"] == "napari-wbc run"
 
 
 def test_bad_choices_are_named(case):

@@ -18,6 +18,7 @@ from .cells import Cells, CellsError
 from .decisions import decided_in
 from .export import read_results
 from .geojson import Rings, outlines, rings_in
+from .inputs import RUN_FILES
 from .record import FORMAT, versions
 from .review_session import Kept, ReviewSession
 from .slide import ImageError, Slide
@@ -145,6 +146,15 @@ class Case:
         """Pictures of the run without results, and why."""
         inputs = self.run.get("inputs", [])
         return tuple((str(e.get("slide", "")), str(e.get("error", ""))) for e in inputs if e.get("state") == "failed")
+
+
+def check_outside(case: Case, path: Path) -> None:
+    """Raise ExportError if a file would lie among the results: a run keeps no folder with files of others."""
+    place = path.absolute().parent.resolve()
+    if place in [picture.folder.absolute().resolve() for picture in case.pictures if picture.held is None]:
+        raise ExportError(f"{path}: lies in a folder of results, which holds nothing else; choose another place")
+    if path.name in RUN_FILES and (path.parent / "run.json").is_file():
+        raise ExportError(f"{path}: is a file of the run; choose another name")
 
 
 def read_case(folder: str | Path, image: str | Path | None = None) -> Case:

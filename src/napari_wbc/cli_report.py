@@ -96,7 +96,7 @@ def export(
 
     The class of a cell is the one that counts: a reviewer's where somebody decided, else the model's.
     """
-    from .case import read_case
+    from .case import check_outside, read_case
     from .coco import write_coco
 
     suffix = output.suffix.lower()
@@ -104,6 +104,7 @@ def export(
         stop(f"{output}: give a file that ends in .geojson (QuPath) or .json (COCO), or a folder (crops)", USAGE)
     with _errors():
         case = read_case(results, image)
+        check_outside(case, output)
         if reviewed:
             pictures = (
                 replace(p, cells=p.cells.where((p.cells.table["class_reviewed"] != "").to_numpy()))

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .agreement import by_model, compare
 from .atomic import ExportError, new_file
-from .case import Case, read_case
+from .case import Case, check_outside, read_case
 from .cells import UNIDENTIFIED, Cells
 from .count import differential
 from .counted import chosen, sampling_line, walk
@@ -208,7 +208,9 @@ def write_report(
     file = Path(file)
     if file.suffix.lower() not in SUFFIXES:
         raise ExportError(f"{file}: a report is a file that ends in {', '.join(SUFFIXES)}")
-    report = make_report(results, asked, image=image)
+    case = results if isinstance(results, Case) else read_case(results, image)
+    check_outside(case, file)
+    report = make_report(case, asked)
     writers = {".html": report.as_html, ".json": report.as_json, ".csv": report.as_csv}
     for path in dict.fromkeys([file, *(file.with_suffix(suffix) for suffix in also)]):
         text = writers[path.suffix.lower()]()

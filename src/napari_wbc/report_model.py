@@ -18,8 +18,8 @@ def model_facts(run: Mapping[str, Any]) -> dict[str, Any]:
     -------
     dict
         ``name``, ``sha256`` and ``threshold`` as the run says, and from the card, if a model of that check sum is
-        installed, ``description``, ``network``, ``classes``, ``licence``, ``data`` and ``results``. Each result says
-        in ``elsewhere`` whether its data are not those of the laboratory that the model was trained on.
+        installed, ``description``, ``network``, ``classes``, ``licence``, ``data``, ``further_data`` and ``results``.
+        Each result says in ``elsewhere`` whether its data are not those of the laboratory that the model was trained on.
     """
     from .classifier import ModelCard
     from .models import available_models
@@ -34,9 +34,11 @@ def model_facts(run: Mapping[str, Any]) -> dict[str, Any]:
     if card is None or card.sha256 != used.get("sha256"):
         return facts
     data = str(card.training.get("data", ""))
+    further = card.training.get("further data", [])
     return facts | {
         "description": card.description, "network": card.network, "classes": list(card.classes),
-        "licence": card.licence, "data": data, "results": [_result(row, data) for row in card.results],
+        "licence": card.licence, "data": data, "further_data": further if isinstance(further, list) else [],
+        "results": [_result(row, data) for row in card.results],
     }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ def model_facts(run: Mapping[str, Any]) -> dict[str, Any]:
     dict
         ``name``, ``sha256`` and ``threshold`` as the run says, and from the card, if a model of that check sum is
         installed, ``description``, ``network``, ``classes``, ``licence``, ``data``, ``further_data`` and ``results``.
-        Each result says in ``elsewhere`` whether its data are not those of the laboratory that the model was trained on.
+        Each result says in ``elsewhere`` whether its data are of another laboratory than those of the training.
     """
     from .classifier import ModelCard
     from .models import available_models

@@ -240,7 +240,7 @@ def _foreign(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name not in ours or not path.is_file()]
 
 
-def read_results(folder: str | Path, *, decided: bool = True) -> Results:
+def read_results(folder: str | Path, *, decided: bool = True, table: Path | None = None) -> Results:
     """Read the results of a field.
 
     Parameters
@@ -251,6 +251,8 @@ def read_results(folder: str | Path, *, decided: bool = True) -> Results:
         there was a review, they are those of its log of decisions.
     decided : bool
         False for the tables as they are, whatever the log says.
+    table : pathlib.Path, optional
+        The file of the cells, if it is another.
 
     Raises
     ------
@@ -258,17 +260,22 @@ def read_results(folder: str | Path, *, decided: bool = True) -> Results:
         If files are missing or damaged; the message names the file.
     """
     folder = Path(folder)
-    if decided and (reviewed := decided_in(folder)) is not None:
-        return replace(read_results(folder, decided=False), cells=reviewed.cells)
-    table = next((folder / name for name in ("cells.csv", "cells.parquet") if (folder / name).is_file()), None)
+    tables = [folder / name for name in ("cells.csv", "cells.parquet") if (folder / name).is_file()]
+    table = table or next(iter(tables), None)
     if table is not None and (folder / "slide.json").is_file():
         sought = _read_note(folder / "slide.json")
-        return Results(read_cells(table), None, sought if sought is not None and sought.exists() else None, sought)
+        image = sought if sought is not None and sought.exists() else None
+        return Results(_cells_in(folder, table, decided), None, image, sought)
     if table is None or not (folder / "labels.tif").is_file():
         raise ExportError(f"{folder}: no results; a folder with cells.csv (or cells.parquet) and labels.tif is needed")
-    cells = read_cells(table)
+    cells = _cells_in(folder, table, decided)
     labels, sought = _read_labels(folder / "labels.tif")
     return Results(cells, labels, sought if sought is not None and sought.is_file() else None, sought)
+
+
+def _cells_in(folder: Path, table: Path, decided: bool) -> Cells:
+    reviewed = decided_in(folder) if decided else None
+    return read_cells(table) if reviewed is None else reviewed.cells
 
 
 def _read_note(path: Path) -> Path | None:

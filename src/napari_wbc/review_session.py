@@ -25,7 +25,6 @@ from .decisions import Change, Decided, DecisionError, Entry, Log, LogFile, read
 from .export import RESULT_FILES, read_results, write_folder, write_results
 from .geojson import Rings, rings_in
 from .review import BEFORE_REVIEW, DECISIONS, LOCK
-from .tables import read_cells
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -366,6 +365,9 @@ class ReviewSession:
             )  # fmt: skip
             for path in fresh.iterdir():
                 path.replace(folder / path.name)
+        written = _sha256(_table_in(folder))
+        if written != self._decided.settings.get("saved"):
+            self.set(saved=written)  # so that a table that somebody edits later is known
 
     def _picture(self) -> tuple[npt.NDArray[np.uint8] | None, float]:
         from .slide import ImageError, Slide
@@ -392,22 +394,22 @@ class ReviewSession:
 
 def _read(folder: Path, lock: BaseFileLock | None) -> Kept:
     """Read a folder of results with the decisions in it; with a lock, more can be written."""
-    results = read_results(folder, decided=False)
     log = read_log(folder / DECISIONS)
     before = next((folder / name for name in BEFORE_REVIEW if (folder / name).is_file()), None)
-    cells = read_cells(before) if log.entries and before is not None else results.cells
-    decided = replay(cells, log.entries, folder / DECISIONS)
+    base = before if log.entries else None
+    results = read_results(folder, decided=False, table=base)
+    decided = replay(results.cells, log.entries, folder / DECISIONS)
     notes = []
     if log.torn:
         notes.append("the last decision was cut short, by a crash or a full disk; it is lost")
-    if log.entries and not _same_classes(results.cells, (cells, decided.cells)):
+    if base is not None and _sha256(_table_in(folder)) not in (log.head.get("sha256"), decided.settings.get("saved")):
         notes.append(f"{DECISIONS} and the tables beside it differ; the review goes by {DECISIONS}")
     file = _log_file(folder, log) if lock is not None else None
     return Kept(decided, results.labels, results.image, folder, file, lock, log.entries, notes)
 
 
 def _log_file(folder: Path, log: Log) -> LogFile:
-    table = next(folder / name for name in ("cells.csv", "cells.parquet") if (folder / name).is_file())
+    table = _table_in(folder)
     read = _sha256(table)
 
     def prepare() -> Entry:
@@ -459,9 +461,8 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
-def _same_classes(cells: Cells, known: Sequence[Cells]) -> bool:
-    columns = ["slide", "label", "class"]
-    return any(cells.table[columns].equals(other.table[columns]) for other in known)
+def _table_in(folder: Path) -> Path:
+    return next(folder / name for name in ("cells.csv", "cells.parquet") if (folder / name).is_file())
 
 
 def _sha256(path: Path) -> str:

@@ -58,7 +58,8 @@ class DifferentialWidget(ReviewDock):
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__(napari_viewer)
-        self.setMinimumWidth(420)
+        # So that names of classes stand beside all columns.
+        self.setMinimumWidth(480)
         self.ranges = load_ranges()
         self.agreement: Agreement | None = None
         self.counts: pd.DataFrame | None = None
@@ -170,13 +171,15 @@ class DifferentialWidget(ReviewDock):
             return
         session = self.review.session
         settings = session.settings
-        self._show_settings(settings)
         counted = session.counted
         done = int((session.reviewed & counted).sum())
-        self.progress.setRange(0, max(1, int(counted.sum())))
-        self.progress.setValue(done)
         cells = session.cells.where(counted)
         self.counts = with_ranges(differential(cells), self.ranges, settings["wbc"])
+        if not self.isVisible():
+            return  # behind another tab: drawn when it comes to the front
+        self._show_settings(settings)
+        self.progress.setRange(0, max(1, int(counted.sum())))
+        self.progress.setValue(done)
         line = sampling_line(settings["target"], settings["seed"])
         self.results.show()
         self.results.show_counts(
@@ -185,6 +188,11 @@ class DifferentialWidget(ReviewDock):
         self._say_state(cells, done)
         if self.tabs.currentIndex() == 1:
             self._compare()
+
+    def showEvent(self, event: Any) -> None:  # noqa: N802
+        """Show what changed behind other tabs."""
+        super().showEvent(event)
+        self._soon.start()
 
     def _show_settings(self, settings: dict[str, Any]) -> None:
         self.target.setCurrentIndex(self.target.findData(settings["target"]))

@@ -15,12 +15,14 @@ from qtpy.QtGui import QCursor, QKeySequence, QPainter, QPixmap
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
+    QDockWidget,
     QFileDialog,
     QFormLayout,
     QHBoxLayout,
     QInputDialog,
     QLabel,
     QLineEdit,
+    QMainWindow,
     QMenu,
     QPushButton,
     QShortcut,
@@ -83,6 +85,7 @@ class ReviewDock(QWidget):
         super().__init__()
         self.viewer = napari_viewer
         self.review: Review | None = None
+        self._placed = False
         self.choice = CellsChoice(napari_viewer)
         self.open_button = QPushButton("Open results…")
         self.open_button.setToolTip("Open a folder of results, to review it")
@@ -194,6 +197,23 @@ class ReviewDock(QWidget):
 
     def leave(self) -> None:
         """Stop what the dock does in the background."""
+
+    def showEvent(self, event: Any) -> None:  # noqa: N802
+        """Share the place of other docks of ours: below each other none of them has room."""
+        super().showEvent(event)
+        dock, window = self.parent(), self.window()
+        while dock is not None and not isinstance(dock, QDockWidget):
+            dock = dock.parent()
+        if self._placed or dock is None or not isinstance(window, QMainWindow):
+            return
+        self._placed = True
+        area = window.dockWidgetArea(dock)
+        for other in window.findChildren(QDockWidget):
+            ours = other is not dock and other.isVisible() and other.findChild(LayerChoice) is not None
+            if ours and not dock.isFloating() and window.dockWidgetArea(other) == area:
+                window.tabifyDockWidget(other, dock)
+                dock.raise_()
+                return
 
 
 class GalleryWidget(ReviewDock):
@@ -601,7 +621,7 @@ class GalleryWidget(ReviewDock):
             self.reference_title.setText(f"There are no reference cells of «{name}».")
             self.reference_strip.clear()
             return
-        self.reference_title.setText(f"Reference: {name}, at the same scale ({SOURCE.partition(',')[0]}, CC BY 4.0)")
+        self.reference_title.setText(f"Reference: {name}, same scale (CC BY 4.0)")
         n = min(len(crops), max(1, width // (side + 4)))
         strip = QPixmap(QSize(n * (side + 4), side))
         strip.fill(Qt.GlobalColor.transparent)

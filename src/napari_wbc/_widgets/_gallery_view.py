@@ -144,7 +144,7 @@ class GalleryView(QAbstractScrollArea):
         bar.setValue(bar.value() + self.heading(name).top())
 
     def _pixels(self) -> int:
-        return int(round(self.side * self.devicePixelRatioF()))
+        return round(self.side * float(self.devicePixelRatioF()))
 
     def _layout(self) -> None:
         self._grid = Grid(self.arrangement.sections, self.viewport().width() - _GAP, self.side + _GAP, _HEADING)

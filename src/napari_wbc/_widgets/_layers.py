@@ -13,7 +13,7 @@ import pandas as pd
 from napari_wbc.cells import BESIDE_MODEL, COLUMNS, UNIDENTIFIED, Cells
 from napari_wbc.palette import COLOURS, colour
 
-from ._panel import COUNTS, INK, NAMES, counts_panel, name_plates
+from ._panel import COUNTS, INK, MAX_NAMES, NAMES, counts_panel, name_plates
 from ._slide_layers import show_maps
 from ._source import KEY as KEY  # the reader marks its layers with it too
 from ._source import file_of
@@ -275,7 +275,7 @@ def show_corrections(shown: Mapping[str, Layer], cells: Cells, extent: Sequence[
             labels.features = pd.concat([attributes["features"], kept], ignore_index=True)
     for role, draw in ((NAMES, name_plates), (COUNTS, counts_panel)):
         layer = shown.get(role)
-        if layer is not None:
+        if layer is not None and (role != NAMES or len(cells) <= MAX_NAMES or len(layer.data)):
             data, attributes = draw(cells, extent, layer.scale)
             _update(layer, data, attributes | {"metadata": layer.metadata})
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from napari.utils.theme import get_theme
-from qtpy.QtCore import Qt
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QColor, QIcon, QPixmap
 from qtpy.QtWidgets import (
     QAbstractItemView,
@@ -29,6 +29,7 @@ SECTIONS = (
     ("Not in the 100 %", ("erythroblast", "smudge", "platelet", "unidentified", "other")),
 )
 SHORT_UNITS = {"% of white cells": "%", "% of white cells and unidentified": "%", "per 100 white cells": "/ 100"}
+_CHART_MS = 150
 FLAGS = {"high": " ▲", "low": " ▼"}
 FLAG_COLOUR = ("#ffa94d", "#b34700")  # on dark, on light paper
 LIMITS_NOTE = "Exact 95 % limits (Clopper–Pearson)."
@@ -63,6 +64,11 @@ class Results(QWidget):
         self.head.setWordWrap(True)
         self.head.setTextFormat(Qt.TextFormat.PlainText)
         self.canvas: Any = None
+        # The chart takes longer than the table: after a burst of decisions it is drawn once.
+        self._later = QTimer(self)
+        self._later.setSingleShot(True)
+        self._later.setInterval(_CHART_MS)
+        self._later.timeout.connect(lambda: self._draw(self.counts) if self.counts is not None else None)
         inside = QWidget()
         self._column = QVBoxLayout(inside)
         self._column.setContentsMargins(0, 0, 0, 0)
@@ -84,9 +90,13 @@ class Results(QWidget):
 
         Reference ranges and absolute counts (`napari_wbc.reference.with_ranges`) have columns where they are given.
         """
+        again = self.counts is not None
         self.counts = counts
         self._fill_table(counts)
-        self._draw(counts)
+        if again:
+            self._later.start()
+        else:
+            self._draw(counts)
         self.head.setText(head)
         self.notes.setText("\n".join(notes))
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SIDE_UM = 24.0
 """Side of the square that a thumbnail shows."""
 _BYTES = 48 * 2**20
-_BATCH, _THREADS = 12, 2
+_BATCH, _THREADS = 4, 2
 
 
 class Thumbnails(QObject):
@@ -47,6 +47,8 @@ class Thumbnails(QObject):
         self._kept: OrderedDict[int, QPixmap] = OrderedDict()
         self._waiting: dict[int, Future[None]] = {}
         self._closed = False
+        self._scaled: Cells | None = None
+        self._mpp: npt.NDArray[np.float64] = np.empty(0)
         self._made.connect(self._keep)
 
     def set_pixels(self, pixels: int) -> None:
@@ -80,7 +82,9 @@ class Thumbnails(QObject):
         fresh = [(label, row) for label, row in missing if label not in self._waiting]
         if not fresh or self._closed:
             return
-        mpp = _scales(cells)
+        if self._scaled is not cells:
+            self._scaled, self._mpp = cells, _scales(cells)
+        mpp = self._mpp
         for start in range(0, len(fresh), _BATCH):
             part = fresh[start : start + _BATCH]
             at = [row for _, row in part]

@@ -47,6 +47,30 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path / "cells"
 
 
+@pytest.fixture(scope="session")
+def annotated(classifier, tmp_path_factory) -> Path:
+    """Return a folder with a run of the command line: one good picture, and one that failed."""
+    from typer.testing import CliRunner
+
+    from napari_wbc._sample_data import samples
+    from napari_wbc.cli import app
+
+    folder = tmp_path_factory.mktemp("annotated")
+    nine = next(sample.path for sample in samples() if sample.key == "nine_fields")
+    shutil.copy(nine, folder / "nine.jpg")
+    (folder / "cut.jpg").write_bytes(nine.read_bytes()[:3000])
+    pictures = [str(folder / name) for name in ("nine.jpg", "cut.jpg")]
+    assert CliRunner().invoke(app, ["annotate", *pictures, "-o", str(folder / "r")]).exit_code == 3
+    return folder
+
+
+@pytest.fixture
+def case(annotated, tmp_path: Path) -> Path:
+    """Return a copy of it; the results say where the picture was before."""
+    shutil.copytree(annotated, tmp_path / "case")
+    return tmp_path / "case"
+
+
 @pytest.fixture(autouse=True)
 def _models_of_their_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep models that tests train out of the user's list."""

@@ -26,7 +26,8 @@ def test_clopper_pearson_against_published_values():
 
 def test_percentages_are_over_identified_white_cells_only():
     table = differential(
-        cells_of(neutrophil=6, lymphocyte=2, erythroblast=4, platelet=3, unidentified=2, not_a_white_cell=1), "s"
+        cells_of(neutrophil=6, lymphocyte=2, erythroblast=4, platelet=3, unidentified=2, not_a_white_cell=1, smudge=2),
+        "s",
     ).set_index("class")
     assert table.loc["neutrophil", ["n", "of", "value"]].tolist() == [6, 8, 75]
     assert table.loc["lymphocyte", ["n", "of", "value"]].tolist() == [2, 8, 25]
@@ -35,7 +36,8 @@ def test_percentages_are_over_identified_white_cells_only():
     assert np.isnan(table.loc["platelet", "low"])
     assert table.loc[UNIDENTIFIED, ["n", "of", "value"]].tolist() == [2, 10, 20]
     assert table.loc["not a white cell", ["n", "group"]].tolist() == [1, "other"]
-    assert table["n"].sum() == 18
+    assert table.loc["smudge", ["n", "of", "value", "unit"]].tolist() == [2, 8, 25, "per 100 white cells"]
+    assert table["n"].sum() == 20
     low, high = clopper_pearson(4, 12)
     expected = (100 * low / (1 - low), 100 * high / (1 - high))
     assert tuple(table.loc["erythroblast", ["low", "high"]]) == pytest.approx(expected, abs=1e-4)

@@ -28,10 +28,8 @@ def test_a_class_that_the_model_did_not_give_is_a_correction():
     cells = said()
     assert cells.table["class"].tolist() == ["x", UNIDENTIFIED]
     assert not differs_from_model(cells)
-    assert not differs_from_model(cells, 0.7)
-    assert differs_from_model(cells, 0.5)  # the model's word was y
     assert differs_from_model(change(cells, **{"class": ["y", UNIDENTIFIED]}))
-    assert differs_from_model(change(cells, p_x=[np.nan, 0.4]), 0.7)  # a cell that a reviewer added
+    assert differs_from_model(change(cells, class_model=["", UNIDENTIFIED]))  # a cell that a reviewer added
     unclassified = measure(LABELS)
     assert not differs_from_model(unclassified)
     assert differs_from_model(change(unclassified, **{"class": ["x", ""]}))

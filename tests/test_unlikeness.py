@@ -57,8 +57,8 @@ def test_cells_beyond_the_limit_stay_unidentified(field: Path, classifier: Class
     k = int(cells.table["unlikeness"].argmax())
     assert cells.table.loc[k, ["class", "reason"]].tolist() == [UNIDENTIFIED, UNLIKE]
     assert cells.table.loc[k, "probability"] == told.loc[k, "probability"]
-    assert not differs_from_model(cells, strict.card.threshold)
-    assert differs_from_model(Cells(cells.table.assign(**{"class": "monocyte"})), strict.card.threshold)
+    assert not differs_from_model(cells)
+    assert differs_from_model(Cells(cells.table.assign(**{"class": "monocyte"})))
 
 
 def test_what_is_no_cell_is_more_unlike(classifier: Classifier, shared_data: Path) -> None:

@@ -119,16 +119,19 @@ def _read_run(path: Any) -> list[LayerTuple]:
 
 
 def _layers(folder: Path, name: str = "") -> list[LayerTuple]:
-    from ._widgets._layers import layers_of
+    from ._widgets._layers import Shared, layers_of
     from .export import read_results
 
     results = read_results(folder)
     layers = list(layers_of(results.cells, results.labels, name))
+    for _, attributes, _ in layers:
+        # So that a review writes its decisions where the results are.
+        attributes["metadata"][_MARK].update(folder=str(folder.absolute()), read=Shared(results.cells))
     if results.image is None:
         return layers
     for _, attributes, _ in layers:
         # So that a picture can be drawn again when corrected cells are saved.
-        attributes.setdefault("metadata", {}).setdefault(_MARK, {})["picture"] = str(results.image)
+        attributes["metadata"][_MARK]["picture"] = str(results.image)
     if results.labels is None:
         return [*_slide(results.image, layers), *layers]
     return [*_picture(results.image, results.labels.shape, name), *layers]

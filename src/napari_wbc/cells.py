@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-UNIDENTIFIED = "unidentified"
+UNIDENTIFIED, SMUDGE, NOT_WHITE = "unidentified", "smudge", "not a white cell"
+BESIDE_MODEL = (UNIDENTIFIED, SMUDGE, NOT_WHITE)
+"""What a reviewer may call a cell besides the model's classes."""
 IMPROBABLE, UNLIKE = "improbable", "unlike"
 PROBABILITY_PREFIX = "p_"
 
@@ -42,7 +45,7 @@ COLUMNS: Mapping[str, Column] = {
     "solidity": Column("float64", "", "area over the area of the convex hull"),
     "at_border": Column("bool", "", "the picture cuts the cell"),
     "mpp": Column("float64", "µm/px", "the scale that was used; NaN where unknown"),
-    "class": Column("str", "", f"class given to the cell; '{UNIDENTIFIED}' below the threshold"),
+    "class": Column("str", "", "the class that counts: a reviewer's where somebody decided, else the model's"),
     "probability": Column("float64", "", "probability of the likeliest class; NaN before classification"),
     "unlikeness": Column(
         "float64", "", "0 like the cells that the model knows, 1 unlike them; NaN where it cannot tell", float("nan")
@@ -50,7 +53,13 @@ COLUMNS: Mapping[str, Column] = {
     "reason": Column(
         "str", "", f"why a cell is unidentified: '{IMPROBABLE}' class, '{UNLIKE}' the cells that the model knows", ""
     ),
+    "class_model": Column("str", "", f"what the model said after its thresholds; '{UNIDENTIFIED}' below them", ""),
+    "class_reviewed": Column("str", "", "what a reviewer decided; empty where nobody did", ""),
+    "reviewer": Column("str", "", "who decided", ""),
+    "reviewed_at": Column("str", "", "when, ISO 8601 in UTC", ""),
 }
+REVIEW_COLUMNS = ("class", "class_reviewed", "reviewer", "reviewed_at")
+"""What a decision changes."""
 
 
 class CellsError(ValueError):
@@ -82,6 +91,7 @@ class Cells:
 
     def __init__(self, table: pd.DataFrame) -> None:
         missing = [name for name in COLUMNS if name not in table.columns]
+        migrate = "class_model" in missing and "class" in table.columns
         if needed := [name for name in missing if COLUMNS[name].default is None]:
             raise CellsError(f"the table of cells lacks the columns {', '.join(needed)}")
         table = table.reset_index(drop=True).assign(**{name: COLUMNS[name].default for name in missing})
@@ -95,6 +105,11 @@ class Cells:
                 raise CellsError(f"column {name} holds values outside 0 to 1")
         if table.duplicated(["slide", "label"]).any():
             raise CellsError("two rows have the same slide and label")
+        if migrate:
+            table["class_model"] = pd.Series(_said(table), table.index, dtype=object)
+        # A class that is not the model's is somebody's decision, however it came here.
+        decided = (table["class"] != table["class_model"]) | (table["class_reviewed"] != "")
+        table["class_reviewed"] = table["class"].where(decided, "").astype(object)
         extra = [name for name in table.columns if name not in COLUMNS]
         self.table = table[[*COLUMNS, *extra]]
 
@@ -142,7 +157,7 @@ class Cells:
         -------
         Cells
             With the columns ``p_<class>`` and ``unlikeness``, rounded to 6 digits, in place of earlier ones, and the
-            ``reason`` of each unidentified cell.
+            ``reason`` of each unidentified cell. What a reviewer decided stays the class.
 
         Raises
         ------
@@ -166,8 +181,23 @@ class Cells:
             table["unlikeness"] = np.nan if unlikeness is None else np.round(unlikeness.astype(np.float64), 6)
             table["reason"] = reasons(top, table["unlikeness"].to_numpy(), threshold, unlike_above)
             known = table["reason"] == ""
-            table["class"] = np.where(known, np.asarray(classes, dtype=object)[best], UNIDENTIFIED)
+            table["class_model"] = np.where(known, np.asarray(classes, dtype=object)[best], UNIDENTIFIED)
+            table["class"] = table["class_reviewed"].where(table["class_reviewed"] != "", table["class_model"])
         return Cells(table)
+
+    def with_review(self, **columns: npt.NDArray[np.object_]) -> Cells:
+        """Return the cells with other `REVIEW_COLUMNS`, (n,) arrays of text that are taken as they are."""
+        cells = copy(self)
+        cells.table = self.table.assign(
+            **{name: pd.Series(values, self.table.index, dtype=object) for name, values in columns.items()}
+        )
+        return cells
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> Cells:
+        """Return those cells for which the (n,) mask is True."""
+        cells = copy(self)
+        cells.table = self.table[chosen].reset_index(drop=True)
+        return cells
 
     def __len__(self) -> int:
         return len(self.table)
@@ -203,6 +233,23 @@ def usual_name(name: str) -> str:
     """The class that a label of a data set means: without capitals and underscores, one name for synonyms."""
     plain = name.strip().lower().replace("_", " ")
     return SYNONYMS.get(plain, plain)
+
+
+def _said(table: pd.DataFrame) -> npt.NDArray[np.object_]:
+    """Return what the model said, from a table that does not keep it: its likeliest class.
+
+    The threshold is not known there, so that *unidentified* is taken for the model's word.
+    """
+    names = _probability_columns(table)
+    said = np.full(len(table), "", dtype=object)
+    if names and len(table):
+        p = table[names]
+        known = p.notna().all(axis=1).to_numpy()
+        classes = np.array([name.removeprefix(PROBABILITY_PREFIX) for name in names], dtype=object)
+        said[known] = classes[p.fillna(-1.0).to_numpy().argmax(axis=1)][known]
+        unsure = ((table["class"] == UNIDENTIFIED) | (table["reason"] != "")).to_numpy()
+        said[known & unsure] = UNIDENTIFIED
+    return said
 
 
 def _probability_columns(table: pd.DataFrame) -> list[str]:

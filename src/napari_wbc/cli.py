@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from . import cli_search, cli_train
+from . import cli_report, cli_search, cli_train
 from .console import USAGE, Mpp, Run, bar, load_classifier, print_differential, print_table, say, stop, told
 from .inputs import printable
 from .piped import serve_program
@@ -188,6 +188,7 @@ def classify(
     from .atomic import check_writable, new_file
     from .record import Settings
     from .single import classify_crops
+    from .tables import harmless
 
     run = Run("classify", crops, Settings(mpp, threshold))
     classifier = load_classifier(model, device)
@@ -204,7 +205,7 @@ def classify(
         if result.error:
             run.fail(result.path, result.error)
     with told(), new_file(output) as fresh:
-        pd.DataFrame(rows[len(run.missing) :] + rows[: len(run.missing)]).to_csv(fresh, index=False)
+        harmless(pd.DataFrame(rows[len(run.missing) :] + rows[: len(run.missing)])).to_csv(fresh, index=False)
     done = [row for row in rows if not row["error"]]
     print_table(["class", "crops"], Counter(row["class"] for row in done).most_common())
     run.notes = Counter(f"scale {row['scale']}" for row in done)
@@ -215,6 +216,8 @@ app.command(epilog="Research use only.")(cli_train.dataset)
 app.command(epilog="Research use only.")(cli_train.train)
 app.command(epilog="Research use only.")(cli_search.search)
 app.command(epilog="Research use only.")(cli_train.evaluate)
+app.command(epilog=_CODES)(cli_report.report)
+app.command(epilog=_CODES)(cli_report.export)
 
 
 @app.command()

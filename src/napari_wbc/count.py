@@ -3,6 +3,8 @@
 Percentages are over the white cells that were given a class. Erythroblasts
 are reported per 100 white cells, platelets as a number only, and cells that
 were left unidentified stand apart: none of them is folded into a class.
+Smudge cells are counted beside the white cells, per 100 of them, as is
+customary; what is not a white cell counts for nothing.
 """
 
 from __future__ import annotations
@@ -12,19 +14,20 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from .cells import UNIDENTIFIED, Cells
+from .cells import NOT_WHITE, SMUDGE, UNIDENTIFIED, Cells
 
 # Classes that are no white cells; every other name counts as one.
 GROUPS: Mapping[str, str] = {
     "erythroblast": "erythroblast",
     "platelet": "platelet",
     UNIDENTIFIED: "unidentified",
-    "smudge": "other",
-    "not a white cell": "other",
+    SMUDGE: "smudge",
+    NOT_WHITE: "other",
 }
 UNITS: Mapping[str, str] = {
     "white": "% of white cells",
     "erythroblast": "per 100 white cells",
+    "smudge": "per 100 white cells",
     "platelet": "n",
     "unidentified": "% of white cells and unidentified",
     "other": "n",
@@ -79,8 +82,8 @@ def differential(cells: Cells, slide: str = "") -> pd.DataFrame:
         classes of the table, then *unidentified*; columns `COLUMNS`.
         ``value``, ``low`` and ``high`` are in the row's ``unit``; the limits
         are exact 95 % limits (`clopper_pearson`) and NaN for plain numbers.
-        Those of erythroblasts per 100 white cells come from the binomial of
-        erythroblasts among both, the ratio of two Poisson counts.
+        Those of erythroblasts and smudge cells per 100 white cells come from the
+        binomial of them among both, the ratio of two Poisson counts.
     """
     counts = cells.table["class"].value_counts()
     names = list(dict.fromkeys([*cells.classes, *sorted(counts.index.difference(["", UNIDENTIFIED]))]))
@@ -97,7 +100,7 @@ def differential(cells: Cells, slide: str = "") -> pd.DataFrame:
 
 
 def group_of(name: str) -> str:
-    """Return the group of a class: white, erythroblast, platelet, unidentified or other."""
+    """Return the group of a class: white, erythroblast, smudge, platelet, unidentified or other."""
     return GROUPS.get(name, "white")
 
 
@@ -106,7 +109,7 @@ def _row(group: str, n: int, white: int) -> tuple[int, float, float, float]:
     if group == "white":
         low, high = clopper_pearson(n, white)
         return white, *((100 * n / white, 100 * low, 100 * high) if white else nothing)
-    if group == "erythroblast":
+    if group in ("erythroblast", "smudge"):
         low, high = clopper_pearson(n, n + white)
         high_ratio = high / (1 - high) if high < 1 else np.inf
         return white, *((100 * n / white, 100 * low / (1 - low), 100 * high_ratio) if white else nothing)

@@ -266,11 +266,12 @@ def _within(file: Path, root: Path) -> str:
 def _slides_of_crops(path: Path) -> dict[str, str]:
     """Slides of crops that ``napari-wbc crop`` wrote, by file."""
     from .crop_folder import TABLE
+    from .tables import exact
 
     if not (path / TABLE).is_file():
         return {}
     table = _read_csv(path / TABLE, ("file", "slide"))
-    by_name = dict(zip(table["file"], table["slide"], strict=True))
+    by_name = dict(zip(table["file"].map(exact), table["slide"], strict=True))
     # Corrected crops lie in another class's folder now; their names are still theirs.
     names = {Path(file).name: slide for file, slide in by_name.items()}
     return by_name | {_within(p, path): names[p.name] for p in _pictures(path) if p.name in names}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import pandas as pd
 from .atomic import new_file
 from .cells import usual_name
 from .dataset import Dataset, DatasetError, check, cut_cells, read_dataset
+from .page import plain, render
 from .split import find_copies
 
 if TYPE_CHECKING:
@@ -440,7 +440,7 @@ def write_report(results: Sequence[Evaluation], folder: str | Path) -> Path:
         if a.data == b.data and a.table["file"].tolist() == b.table["file"].tolist()
     ]  # fmt: skip
     with new_file(folder / "report.json") as fresh:
-        text = json.dumps(_plain({"evaluations": everything, "mcnemar": pairs}), indent=2, ensure_ascii=False)
+        text = json.dumps(plain({"evaluations": everything, "mcnemar": pairs}), indent=2, ensure_ascii=False)
         fresh.write_text(text + "\n", encoding="utf-8")
     page = folder / "report.html"
     with new_file(page) as fresh:
@@ -448,68 +448,19 @@ def write_report(results: Sequence[Evaluation], folder: str | Path) -> Path:
     return page
 
 
-def _plain(value: Any) -> Any:
-    """The value as JSON knows it: what is no number is null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, str | bool) or value is None:
-        return value
-    number = float(value)
-    if not np.isfinite(number):
-        return None
-    return int(number) if number.is_integer() and not isinstance(value, float) else number
-
-
-_STYLE = (
-    "body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}"
-    "table{border-collapse:collapse;margin:1em 0}"
-    "td,th{padding:.25em .8em;border-bottom:1px solid #ddd;text-align:right}"
-    "td:first-child,th:first-child{text-align:left}img{max-width:100%}h2{margin-top:2em}.n{color:#666}"
-)
-
-
-def _table(table: pd.DataFrame) -> str:
-    def cell(value: Any) -> str:
-        if isinstance(value, float):
-            return "–" if np.isnan(value) else f"{value:.3f}"
-        return html.escape(str(value))
-
-    head = "".join(f"<th>{html.escape(str(name))}</th>" for name in table.columns)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{cell(v)}</td>" for v in row) + "</tr>" for row in table.itertuples(index=False)
-    )
-    return f"<table><tr>{head}</tr>{rows}</table>"
-
-
-def _section(result: Evaluation, stem: str, summary: pd.DataFrame, per_class: pd.DataFrame, wrong: bool) -> str:
+def _section(result: Evaluation, stem: str, summary: pd.DataFrame, per_class: pd.DataFrame, wrong: bool) -> Any:
     notes = [f"{len(result.table)} cells, answers among {len(result.among)} classes", *result.notes]
-    picture = html.escape(quote(stem), quote=True)
-    sheet = (
-        f'<h3>The surest mistakes</h3><p class="n">What the cell is labelled, and what the model said. Labels may be '
-        f'wrong, too.</p><img src="{picture}_wrong.png" alt="wrong cells">' if wrong else ""
-    )  # fmt: skip
-    return (
-        f"<h2>{html.escape(result.model)} on {html.escape(result.data)}</h2>"
-        f'<p class="n">{html.escape("; ".join(notes))}. Limits: 95 %, bootstrap over groups.</p>'
-        f'{_table(summary)}{_table(per_class)}<img src="{picture}.png" alt="plots">{sheet}'
-    )
+    return {
+        "model": result.model, "data": result.data, "notes": notes, "summary": summary, "classes": per_class,
+        "picture": quote(stem), "wrong": wrong,
+    }  # fmt: skip
 
 
-def _page(results: Sequence[Evaluation], parts: list[str], pairs: list[dict[str, Any]]) -> str:
+def _page(results: Sequence[Evaluation], parts: list[Any], pairs: list[dict[str, Any]]) -> str:
     lead = pd.DataFrame(
         [
             {"model": r.model, "data": r.data, "cells": len(r.table), "right": f"{100 * r.table['right'].mean():.1f} %"}
             for r in results
         ]
     )
-    tests = ""
-    if pairs:
-        tests = "<h2>Model against model</h2><p>McNemar's exact test on the same cells.</p>" + _table(
-            pd.DataFrame(pairs)
-        )
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>Evaluation</title><style>{_STYLE}</style>'
-        f"<h1>Evaluation</h1><p>Research use only.</p>{_table(lead)}{tests}{''.join(parts)}</html>\n"
-    )
+    return render("evaluation.html", lead=lead, pairs=pd.DataFrame(pairs) if pairs else None, parts=parts)

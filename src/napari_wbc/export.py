@@ -15,9 +15,10 @@ import pandas as pd
 from .atomic import DEBRIS, ExportError, check_replaceable, new_folder, safe_name
 from .cells import Cells
 from .crop_folder import write_crops
+from .decisions import decided_in
 from .geojson import Rings, outlines
-from .review import check_uncorrected, differs_from_model, mark_of
-from .tables import MARK, encode, read_cells, write_cells
+from .review import REVIEW_FILES, check_not_reviewed, check_uncorrected, differs_from_model, mark_of
+from .tables import MARK, encode, harmless, read_cells, write_cells
 
 if TYPE_CHECKING:
     from .pipeline import Analysis
@@ -49,11 +50,14 @@ class Results:
         The cells' ids, 0 for background; None for a whole slide.
     image : pathlib.Path or None
         The picture that was analysed, where it still exists.
+    sought : pathlib.Path or None
+        Where it was when it was analysed.
     """
 
     cells: Cells
     labels: npt.NDArray[np.integer[Any]] | None = field(repr=False)
     image: Path | None = None
+    sought: Path | None = None
 
 
 def write_results(
@@ -92,7 +96,7 @@ def write_results(
         If the folder cannot be written, holds other files, or holds
         corrected results and these are not.
     """
-    corrected = corrected or differs_from_model(analysis.cells, analysis.threshold)
+    corrected = corrected or differs_from_model(analysis.cells)
     if analysis.whole is not None:
         return _write_slide(analysis, analysis.whole, Path(folder), files, corrected=corrected, overwrite=overwrite)
     return write_folder(
@@ -163,6 +167,8 @@ def write_folder(
     folder = Path(folder)
     corrected = corrected or differs_from_model(cells)
     check_folder(folder, overwrite=corrected or overwrite)
+    if not overwrite:
+        check_not_reviewed(folder)
     mark = json.dumps(mark_of(cells, corrected=corrected))
     if rings is None:
         rings = outlines(labels) if labels is not None and {"cells.geojson", "annotated.png"} & set(files) else {}
@@ -182,7 +188,7 @@ def write_folder(
         if "differential.csv" in files:
             slides = list(dict.fromkeys(cells.table["slide"])) or [""]
             blocks = [differential(Cells(cells.table[cells.table["slide"] == name]), name) for name in slides]
-            pd.concat(blocks).to_csv(fresh / "differential.csv", index=False)
+            harmless(pd.concat(blocks)).to_csv(fresh / "differential.csv", index=False)
     return folder
 
 
@@ -230,18 +236,23 @@ def check_folder(folder: str | Path, *, overwrite: bool) -> None:
 
 
 def _foreign(folder: Path) -> list[str]:
-    ours = {*RESULT_FILES, *SLIDE_FILES, "differential.csv", *DEBRIS}
+    ours = {*RESULT_FILES, *SLIDE_FILES, *REVIEW_FILES, "differential.csv", *DEBRIS}
     return [path.name for path in folder.iterdir() if path.name not in ours or not path.is_file()]
 
 
-def read_results(folder: str | Path) -> Results:
+def read_results(folder: str | Path, *, decided: bool = True, table: Path | None = None) -> Results:
     """Read the results of a field.
 
     Parameters
     ----------
     folder : str or pathlib.Path
         What `write_results` wrote. The cells are taken from ``cells.csv``,
-        which people edit, or from ``cells.parquet`` if there is none.
+        which people edit, or from ``cells.parquet`` if there is none; where
+        there was a review, they are those of its log of decisions.
+    decided : bool
+        False for the tables as they are, whatever the log says.
+    table : pathlib.Path, optional
+        The file of the cells, if it is another.
 
     Raises
     ------
@@ -249,14 +260,22 @@ def read_results(folder: str | Path) -> Results:
         If files are missing or damaged; the message names the file.
     """
     folder = Path(folder)
-    table = next((folder / name for name in ("cells.csv", "cells.parquet") if (folder / name).is_file()), None)
+    tables = [folder / name for name in ("cells.csv", "cells.parquet") if (folder / name).is_file()]
+    table = table or next(iter(tables), None)
     if table is not None and (folder / "slide.json").is_file():
-        return Results(read_cells(table), None, _read_note(folder / "slide.json"))
+        sought = _read_note(folder / "slide.json")
+        image = sought if sought is not None and sought.exists() else None
+        return Results(_cells_in(folder, table, decided), None, image, sought)
     if table is None or not (folder / "labels.tif").is_file():
         raise ExportError(f"{folder}: no results; a folder with cells.csv (or cells.parquet) and labels.tif is needed")
-    cells = read_cells(table)
-    labels, picture = _read_labels(folder / "labels.tif")
-    return Results(cells, labels, picture)
+    cells = _cells_in(folder, table, decided)
+    labels, sought = _read_labels(folder / "labels.tif")
+    return Results(cells, labels, sought if sought is not None and sought.is_file() else None, sought)
+
+
+def _cells_in(folder: Path, table: Path, decided: bool) -> Cells:
+    reviewed = decided_in(folder) if decided else None
+    return read_cells(table) if reviewed is None else reviewed.cells
 
 
 def _read_note(path: Path) -> Path | None:
@@ -264,7 +283,7 @@ def _read_note(path: Path) -> Path | None:
         name = json.loads(path.read_text("utf-8"))["slide"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ExportError(f"{path}: damaged or cut short ({error}); write the results again") from error
-    return Path(name) if isinstance(name, str) and Path(name).exists() else None
+    return Path(name) if isinstance(name, str) else None
 
 
 def _write_labels(
@@ -294,5 +313,4 @@ def _read_labels(path: Path) -> tuple[npt.NDArray[np.integer[Any]], Path | None]
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
         raise ExportError(f"{path}: not a label image but {labels.dtype} of shape {labels.shape}")
     picture = metadata.get("picture")
-    found = Path(picture) if isinstance(picture, str) and metadata.get("creator") == _CREATOR else None
-    return labels, found if found is not None and found.is_file() else None
+    return labels, Path(picture) if isinstance(picture, str) and metadata.get("creator") == _CREATOR else None

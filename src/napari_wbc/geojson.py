@@ -176,3 +176,23 @@ def _is_number(dtype: str) -> bool:
         return np.dtype(dtype).kind in "iuf"
     except TypeError:  # a type of pandas
         return False
+
+
+def rings_in(text: str) -> dict[int, Rings]:
+    """Return the outlines by id of GeoJSON that `to_geojson` wrote, as `outlines` gives them.
+
+    Raises
+    ------
+    CellsError
+        If the text is not GeoJSON of this package.
+    """
+    try:
+        found = {}
+        for feature in json.loads(text)["features"]:
+            shape = feature["geometry"]
+            parts = {"Polygon": [shape["coordinates"]], "MultiPolygon": shape["coordinates"]}.get(shape["type"], [])
+            label = int(feature["properties"]["measurements"]["label"])
+            found[label] = [np.asarray(part[0], dtype=np.float64) for part in parts]
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CellsError(f"not GeoJSON that napari-wbc wrote ({error}); write the file again") from error
+    return found

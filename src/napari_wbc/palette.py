@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 
-from .cells import UNIDENTIFIED, usual_name
+from .cells import NOT_WHITE, SMUDGE, UNIDENTIFIED, usual_name
 
 # Okabe and Ito, "Color universal design", 2008, and two of Tol's muted scheme (personal.sron.nl/~pault):
 # told apart with every common form of colour blindness.
@@ -19,6 +19,8 @@ COLOURS: Mapping[str, str] = {
     "erythroblast": "#56b4e9",
     "platelet": "#882255",
     UNIDENTIFIED: "#4d4d4d",
+    SMUDGE: "#44aa99",
+    NOT_WHITE: "#aaaaaa",
 }
 REGIONS: Mapping[str, str] = {
     "monolayer": "#bbcc33",
@@ -30,7 +32,7 @@ REGIONS: Mapping[str, str] = {
 }
 """Parts of a whole slide (`napari_wbc.coarse.REASONS`)."""
 
-_OTHERS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#aa4499")
+_OTHERS = ("#332288", "#88ccee", "#117733", "#999933", "#ddcc77", "#cc6677", "#aa4499")
 
 
 def colour(name: str) -> str:

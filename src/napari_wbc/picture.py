@@ -45,6 +45,24 @@ def annotated(image: npt.NDArray[np.uint8], cells: Cells, rings: Mapping[int, Ri
     PIL.Image.Image
         RGB, with a column for the counts on the right.
     """
+    from PIL import Image
+
+    field = marked(image, cells, rings)
+    panel = _panel(cells, _unit(field), field.height)
+    whole = Image.new("RGB", (field.width + panel.width, max(field.height, panel.height)), _PAPER)
+    whole.paste(field, (0, 0))
+    whole.paste(panel, (field.width, 0))
+    return whole
+
+
+def marked(image: npt.NDArray[np.uint8], cells: Cells, rings: Mapping[int, Rings]) -> Image.Image:
+    """Draw the cells of a field with their classes; parameters as for `annotated`.
+
+    Returns
+    -------
+    PIL.Image.Image
+        RGB, the field alone.
+    """
     from PIL import Image, ImageDraw
 
     height, width = image.shape[:2]
@@ -53,13 +71,35 @@ def annotated(image: npt.NDArray[np.uint8], cells: Cells, rings: Mapping[int, Ri
     if factor != 1:
         size = (max(1, round(width * factor)), max(1, round(height * factor)))
         field = field.resize(size, Image.Resampling.LANCZOS)
-    unit = max(field.height, SHORTEST_SIDE / 2) / 48  # the size of the type
-    panel = _panel(cells, unit, field.height)
-    _draw_cells(ImageDraw.Draw(field), cells, rings, factor, unit, field.size)
-    whole = Image.new("RGB", (field.width + panel.width, max(field.height, panel.height)), _PAPER)
-    whole.paste(field, (0, 0))
-    whole.paste(panel, (field.width, 0))
-    return whole
+    _draw_cells(ImageDraw.Draw(field), cells, rings, factor, _unit(field), field.size)
+    return field
+
+
+def dotted(image: npt.NDArray[np.uint8], cells: Cells, step: float) -> Image.Image:
+    """Draw a dot in the colour of its class for every cell: for many, or on a small picture of a whole slide.
+
+    Parameters
+    ----------
+    image : (H, W, 3) uint8 array
+        The small picture.
+    cells : Cells
+        The cells.
+    step : float
+        How many pixels of the cells' coordinates a pixel of `image` is wide.
+    """
+    from PIL import Image, ImageDraw
+
+    picture = Image.fromarray(image)
+    draw, radius = ImageDraw.Draw(picture), max(2.0, max(picture.size) / 300)
+    for (row, column), name in zip((cells.centroids + 0.5) / step, cells.table["class"], strict=True):
+        box = (column - radius, row - radius, column + radius, row + radius)
+        draw.ellipse(box, fill=colour(name), outline=_PAPER)
+    return picture
+
+
+def _unit(field: Image.Image) -> float:
+    """Return the size of the type on a field."""
+    return max(field.height, SHORTEST_SIDE / 2) / 48
 
 
 def region_map(
@@ -179,7 +219,7 @@ def _lines(cells: Cells) -> list[_Line]:
         if row["unit"] == "n" or row["of"] == 0:
             lines.append(_Line(row["class"], str(row["n"])))
         else:
-            sign = " / 100" if row["group"] == "erythroblast" else " %"
+            sign = " / 100" if row["unit"].startswith("per 100") else " %"
             limits = f"{row['low']:.1f} – {row['high']:.1f}"
             lines.append(_Line(row["class"], str(row["n"]), f"{row['value']:.1f}{sign}", limits))
     return lines

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+from copy import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from .atomic import ExportError
-from .cells import PROBABILITY_PREFIX, UNIDENTIFIED, UNLIKE, Cells
+from .cells import Cells
 from .tables import CELL_SUFFIXES, MARK, encode, read_cells
+
+DECISIONS = "decisions.jsonl"
+BEFORE_REVIEW = ("cells.before_review.csv", "cells.before_review.parquet")
+LOCK = ".review.lock"
+REVIEW_FILES = (DECISIONS, *BEFORE_REVIEW, LOCK)
+"""What a review leaves in a folder of results."""
 
 
 class CorrectedError(ExportError):
@@ -25,33 +31,17 @@ def mark_of(cells: Cells, *, corrected: bool) -> dict[str, Any]:
 
 
 def _digest(cells: Cells) -> str:
+    table = cells.table
+    if not table["class_reviewed"].any() and not table["reviewer"].any() and not table["reviewed_at"].any():
+        # The sum of a table that nobody has reviewed is the one that earlier versions wrote.
+        cells = copy(cells)
+        cells.table = table.drop(columns=["class_model", "class_reviewed", "reviewer", "reviewed_at"])
     return hashlib.sha256(encode(cells, ".csv", {})).hexdigest()
 
 
-def differs_from_model(cells: Cells, threshold: float | None = None) -> bool:
-    """Whether a class is not the one that the probabilities give.
-
-    Parameters
-    ----------
-    cells : Cells
-        Classified or not; the class of a cell without probabilities is a reviewer's.
-    threshold : float, optional
-        Below it the model's class is *unidentified*; where it is not known
-        any cell may be.
-    """
-    given = cells.table["class"].to_numpy(dtype=object)
-    said = np.full(len(cells), "", dtype=object)
-    if cells.classes and len(cells):
-        table = cells.table[[PROBABILITY_PREFIX + name for name in cells.classes]]
-        p = table.fillna(-1.0).to_numpy()
-        known = table.notna().all(axis=1).to_numpy()
-        said[known] = np.asarray(cells.classes, dtype=object)[p.argmax(axis=1)][known]
-        if threshold is None:
-            said[known & (given == UNIDENTIFIED)] = UNIDENTIFIED
-        else:
-            said[known & (p.max(axis=1) < threshold)] = UNIDENTIFIED
-        said[known & (cells.table["reason"] == UNLIKE).to_numpy()] = UNIDENTIFIED
-    return bool((given != said).any())
+def differs_from_model(cells: Cells) -> bool:
+    """Whether somebody decided on a cell, or gave it another class than the model."""
+    return bool((cells.table["class_reviewed"] != "").any())
 
 
 def is_corrected(folder: str | Path) -> bool:
@@ -65,11 +55,13 @@ def is_corrected(folder: str | Path) -> bool:
     Returns
     -------
     bool
-        True if they were saved as corrected, if one of the tables was edited
+        True if they were saved as corrected, if there is a log of decisions, if one of the tables was edited
         since, or if one is damaged or was written by another program: what
         cannot be read may be somebody's work.
     """
     folder = Path(folder)
+    if (folder / DECISIONS).exists():
+        return True
     tables = [folder / f"cells{suffix}" for suffix in CELL_SUFFIXES if (folder / f"cells{suffix}").is_file()]
     try:
         marks = [_mark_in(path) for path in (folder / "labels.tif", folder / "cells.parquet") if path.is_file()]
@@ -94,6 +86,14 @@ def check_uncorrected(folder: str | Path) -> None:
         raise CorrectedError(
             f"{folder}: holds results that were corrected; they are kept: choose another folder, or give them up with "
             "--overwrite (overwrite=True)"
+        )
+
+
+def check_not_reviewed(folder: str | Path) -> None:
+    """Raise CorrectedError if a folder holds a log of decisions, which nothing but the review itself may touch."""
+    if (Path(folder) / DECISIONS).exists():
+        raise CorrectedError(
+            f"{folder}: holds a review ({DECISIONS}); go on with it in the gallery, or save to another folder"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from .geojson import Rings, from_geojson, outlines, to_geojson
 MARK = "napari-wbc"
 CELL_SUFFIXES = (".csv", ".parquet", ".geojson")
 _NUMBER = r"-?(?:0|[1-9]\d*)"
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+_FIRST = frozenset("'=+-@\t\r\n")
 _REAL = rf"(?:{_NUMBER}(?:\.\d+)?(?:[eE][+-]?\d+)?|-?inf)"
 
 
@@ -84,7 +87,7 @@ def _check_suffix(path: Path) -> None:
 def encode(cells: Cells, suffix: str, rings: Mapping[int, Rings], mark: str = "") -> bytes:
     """Return a table of cells as the bytes of a file; in Parquet `mark` is kept under `MARK`."""
     if suffix == ".csv":
-        return as_text(cells.table).to_csv(index=False, lineterminator="\n").encode("utf-8")
+        return harmless(as_text(cells.table)).to_csv(index=False, lineterminator="\n").encode("utf-8")
     if suffix == ".geojson":
         return to_geojson(cells, rings).encode("utf-8")
     import pyarrow as pa
@@ -121,6 +124,30 @@ def as_text(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
+def harmless(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose texts no spreadsheet takes for a formula: an apostrophe stands before those that it would.
+
+    References
+    ----------
+    .. [1] OWASP, "CSV injection", owasp.org/www-community/attacks/CSV_Injection.
+    """
+    table = table.rename(columns=lambda name: _guarded(str(name)))
+    texts = [name for name, dtype in table.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
+    # Through lists: `map` would make numbers of a mixed column floats.
+    guarded = {str(name): pd.Series([_guarded(v) for v in table[name]], table.index, dtype=object) for name in texts}
+    return table.assign(**guarded)
+
+
+def _guarded(value: Any) -> Any:
+    # The first letter rules most out without the expression.
+    return f"'{value}" if isinstance(value, str) and value[:1] in _FIRST and _FORMULA.match(value) else value
+
+
+def exact(text: str) -> str:
+    """Return the text that `harmless` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
 def _extra(columns: pd.Index) -> list[str]:
     return [name for name in columns if name not in COLUMNS and not name.startswith(PROBABILITY_PREFIX)]
 
@@ -128,6 +155,8 @@ def _extra(columns: pd.Index) -> list[str]:
 def _cells_of_text(text: str) -> Cells:
     if ";" in text.partition("\n")[0] and "," not in text.partition("\n")[0]:
         raise CellsError("its columns are separated by semicolons; save it with commas and decimal points")
+    if text and "\n" not in text and "\r" not in text:
+        raise CellsError("its line of heads is cut short; write the file again")
     try:
         table = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
     except ValueError as error:  # pandas.errors.ParserError and EmptyDataError
@@ -135,7 +164,7 @@ def _cells_of_text(text: str) -> Cells:
     short = table.isna().any(axis=1)
     if short.any():
         raise CellsError(f"line {int(short.argmax()) + 2} is cut short; write the file again")
-    table = table.astype(object)
+    table = table.rename(columns=exact).astype(object)
     for name in table.columns:
         if name in COLUMNS or name.startswith(PROBABILITY_PREFIX):
             dtype = COLUMNS[name].dtype if name in COLUMNS else "float64"
@@ -153,7 +182,7 @@ def _read_column(values: pd.Series, name: str, dtype: str) -> pd.Series:
         return known.astype(bool)
     if dtype == "float64":
         return values.replace("", "nan").astype(np.float64)
-    return values
+    return values.map(exact).astype(object) if dtype == "str" else values
 
 
 def _guess(values: pd.Series) -> pd.Series:
@@ -167,4 +196,5 @@ def _guess(values: pd.Series) -> pd.Series:
         return values.astype(np.int64)
     if (len(known) and known.str.fullmatch(_REAL).all()) or (len(values) and values.eq("NaN").all()):
         return values.replace("", "nan").astype(np.float64)
+    values = values.map(exact)
     return values.where(values != "NaN", None).infer_objects() if not whole else pd.Series(values.tolist())

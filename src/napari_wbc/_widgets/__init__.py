@@ -7,6 +7,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "_classify": ["ClassifyWidget"],
         "_crop": ["CropWidget"],
+        "_differential": ["DifferentialWidget"],
+        "_gallery": ["GalleryWidget"],
         "_segment": ["SegmentWidget"],
         "_train": ["TrainWidget"],
     },

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from napari_wbc.cells import Cells
     from napari_wbc.classifier import Classifier
     from napari_wbc.pipeline import Analysis, Progress
+    from napari_wbc.report import Asked
     from napari_wbc.slide import Slide
 
     from ._results import Results
@@ -84,6 +85,9 @@ class ClassifyWidget(Dock):
         self.save_button = QPushButton("Save results…")
         self.save_button.setToolTip("The files that `napari-wbc annotate` writes, into a folder")
         self.save_button.clicked.connect(lambda: self.save())
+        self.report_button = QPushButton("Report…")
+        self.report_button.setToolTip("A page with the counts, who reviewed them, and the cells themselves")
+        self.report_button.clicked.connect(lambda: self.report())
         self.recount_button = QPushButton("Recount")
         self.recount_button.setToolTip("Count again after you corrected classes in the features of the layer «cells»")
         self.recount_button.clicked.connect(lambda: self.recount())
@@ -91,6 +95,7 @@ class ClassifyWidget(Dock):
         row = QHBoxLayout(self._buttons)
         row.setContentsMargins(0, 0, 0, 0)
         row.addWidget(self.recount_button)
+        row.addWidget(self.report_button)
         row.addWidget(self.save_button)
         self._buttons.hide()
         # From the start, or napari lets empty space take half of the height.
@@ -127,7 +132,7 @@ class ClassifyWidget(Dock):
             yield Progress("reading the picture")
             slide = slide_of(image, mpp)
             yield Progress("loading the model")
-            classifier = _load(*_version(find_model(model)), device)
+            classifier = load_model(find_model(model), device)
             return (
                 yield from analyse(
                     slide, classifier, labels=labels_array(labels), threshold=threshold, within=within,
@@ -201,9 +206,14 @@ class ClassifyWidget(Dock):
     def recount(self) -> None:
         """Count again from the layer of cells, with what the user changed in it."""
         from ._layers import CELLS, LABELS, show_corrections
+        from ._review import review_of
 
         cells, layer = self._corrected(), self._shown.get(CELLS)
         if cells is None:
+            return
+        if layer is not None and review_of(layer) is not None:
+            # The review keeps the layers alike.
+            self._show_counts(cells)
             return
         if layer is not None:
             with layer.events.features.blocker(self._on_features):
@@ -230,13 +240,53 @@ class ClassifyWidget(Dock):
                     return None
                 # A folder of its own, as the command line makes for each picture.
                 folder = Path(parent) / safe_name(Path(slide.name).stem)
-            written = self._write(cells, slide, Path(folder))
+            written = self._keep_review(Path(folder)) or self._write(cells, slide, Path(folder))
         except (*EXPECTED, OSError) as error:
             self._fail(error)
             return None
         self.status.setText(f"Saved in {written}")
         show_info(f"Saved in {written}")
         return written
+
+    def report(self, file: str | Path | None = None, asked: Asked | None = None) -> None:
+        """Write a report in a worker; asks for file and ids if no file is given."""
+        from napari_wbc.case import case_of
+
+        from ._layers import CELLS, LABELS
+        from ._report import report, report_review
+        from ._review import review_of
+
+        cells, image = self._corrected(), self._pictured
+        if cells is None or image is None:
+            return
+        layer = self._shown.get(CELLS)
+        if layer is not None and (review := review_of(layer)) is not None:
+            report_review(self, review, file, asked)
+            return
+        analysis = self.analysis
+        labels = labels_array(self._shown.get(LABELS)) if analysis is None else analysis.labels
+        try:
+            slide = analysis.slide if analysis is not None else slide_of(image)
+        except (*EXPECTED, OSError) as error:
+            self._fail(error)
+            return
+        report(self, slide.name, partial(case_of, slide, cells, labels, analysis=analysis), file, asked)
+
+    def _keep_review(self, folder: Path) -> Path | None:
+        """Write the decisions of a review with its results; None if there is no review that belongs there."""
+        from ._layers import CELLS
+        from ._review import review_of
+
+        layer = self._shown.get(CELLS)
+        session = review.session if layer is not None and (review := review_of(layer)) is not None else None
+        if session is None:
+            return None
+        if session.folder is None and session.analysis is not None:
+            return session.keep(folder)
+        if session.folder == folder.absolute():
+            session.save()
+            return folder
+        return None
 
     def _write(self, cells: Cells, slide: Slide, folder: Path) -> Path:
         import numpy as np
@@ -385,6 +435,11 @@ def _number(edit: QLineEdit, what: str) -> float | None:
 
 def _version(card: Path) -> tuple[Path, float]:
     return card, card.stat().st_mtime
+
+
+def load_model(card: Path, device: str | None = None) -> Classifier:
+    """Return the network of a card; the last one is kept."""
+    return _load(*_version(card), device)
 
 
 @lru_cache(maxsize=1)

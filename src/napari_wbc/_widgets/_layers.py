@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from napari_wbc.cells import COLUMNS, UNIDENTIFIED, Cells
+from napari_wbc.cells import BESIDE_MODEL, COLUMNS, UNIDENTIFIED, Cells
 from napari_wbc.palette import COLOURS, colour
 
-from ._panel import COUNTS, INK, NAMES, counts_panel, name_plates
+from ._panel import COUNTS, INK, MAX_NAMES, NAMES, counts_panel, name_plates
 from ._slide_layers import show_maps
 from ._source import KEY as KEY  # the reader marks its layers with it too
 from ._source import file_of
@@ -25,6 +25,17 @@ if TYPE_CHECKING:
     from napari_wbc.pipeline import Analysis
 
 LayerTuple = tuple[Any, dict[str, Any], str]
+
+
+class Shared:
+    """Something in the metadata of a layer that copies of the layer share."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Shared:
+        return self
+
 
 _PLACE = ("scale", "translate", "rotate", "shear", "affine", "units")
 CELLS, LABELS = "cells", "cells labels"
@@ -131,6 +142,8 @@ def _number_added(table: pd.DataFrame, points: npt.NDArray[np.float64]) -> pd.Da
     table.loc[added, "label"] = max(table["label"].max(), 0) + 1 + np.arange(added.sum())
     measured = [name for name in table if str(name).startswith(("p_", "area", "nucleus_area"))]
     table.loc[added, [*measured, "probability", "eccentricity", "solidity"]] = np.nan
+    said = [name for name in ("reason", "class_model", "class_reviewed", "reviewer", "reviewed_at") if name in table]
+    table.loc[added, said] = ""
     for axis in (0, 1):
         corner = np.floor(points[added, axis]).astype(np.int64)
         table.loc[added, f"bbox-{axis}"], table.loc[added, f"bbox-{axis + 2}"] = corner, corner + 1
@@ -166,7 +179,7 @@ def update_layers(viewer: Viewer, analysis: Analysis, image_layer: Layer) -> dic
     for data, attributes, kind in layers_of(analysis.cells, analysis.labels, "", transform["scale"], extent):
         role = attributes["name"]
         attributes.update(transform)
-        attributes["metadata"][KEY].update(image=image_layer.unique_id, cells=analysis.cells)
+        attributes["metadata"][KEY].update(image=image_layer.unique_id, cells=analysis.cells, analysis=Shared(analysis))
         if analysis.slide.path is not None:
             attributes["metadata"][KEY]["picture"] = str(analysis.slide.path)
         layer = find_layer(viewer, image_layer, role)
@@ -262,7 +275,7 @@ def show_corrections(shown: Mapping[str, Layer], cells: Cells, extent: Sequence[
             labels.features = pd.concat([attributes["features"], kept], ignore_index=True)
     for role, draw in ((NAMES, name_plates), (COUNTS, counts_panel)):
         layer = shown.get(role)
-        if layer is not None:
+        if layer is not None and (role != NAMES or len(cells) <= MAX_NAMES or len(layer.data)):
             data, attributes = draw(cells, extent, layer.scale)
             _update(layer, data, attributes | {"metadata": layer.metadata})
 
@@ -291,7 +304,7 @@ def _points_attributes(cells: Cells) -> dict[str, Any]:
     features = cells.table.copy()
     if cells.classes:
         # Categories give the features table of napari a drop-down list to correct a class with.
-        names = dict.fromkeys([*cells.classes, UNIDENTIFIED, *features["class"]])
+        names = dict.fromkeys([*cells.classes, *BESIDE_MODEL, *features["class"]])
         features["class"] = pd.Categorical(features["class"], categories=list(names))
     diameter = _diameter(cells)
     attributes: dict[str, Any] = {

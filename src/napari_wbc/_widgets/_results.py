@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from qtpy.QtCore import Qt
+from napari.utils.theme import get_theme
+from qtpy.QtCore import Qt, QTimer
 from qtpy.QtGui import QColor, QIcon, QPixmap
 from qtpy.QtWidgets import (
     QAbstractItemView,
@@ -25,9 +26,12 @@ from napari_wbc.palette import colour
 # Sections of the table with their groups (`napari_wbc.count`).
 SECTIONS = (
     ("White cells", ("white",)),
-    ("Not in the 100 %", ("erythroblast", "platelet", "unidentified", "other")),
+    ("Not in the 100 %", ("erythroblast", "smudge", "platelet", "unidentified", "other")),
 )
 SHORT_UNITS = {"% of white cells": "%", "% of white cells and unidentified": "%", "per 100 white cells": "/ 100"}
+_CHART_MS = 150
+FLAGS = {"high": " ▲", "low": " ▼"}
+FLAG_COLOUR = ("#ffa94d", "#b34700")  # on dark, on light paper
 LIMITS_NOTE = "Exact 95 % limits (Clopper–Pearson)."
 
 
@@ -45,16 +49,12 @@ class Results(QWidget):
         self.theme = theme
         self.counts: pd.DataFrame | None = None
         self.table = QTableWidget(0, 4)
-        self.table.setHorizontalHeaderLabels(["Class", "n", "Share", "95 % limits"])
         self.table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
         self.table.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)
         self.table.setFocusPolicy(Qt.FocusPolicy.NoFocus)
         self.table.setShowGrid(False)
         self.table.verticalHeader().hide()
         self.table.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
-        header = self.table.horizontalHeader()
-        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
         self.table.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         self.notes = QLabel()
         self.notes.setWordWrap(True)
@@ -64,6 +64,11 @@ class Results(QWidget):
         self.head.setWordWrap(True)
         self.head.setTextFormat(Qt.TextFormat.PlainText)
         self.canvas: Any = None
+        # The chart takes longer than the table: after a burst of decisions it is drawn once.
+        self._later = QTimer(self)
+        self._later.setSingleShot(True)
+        self._later.setInterval(_CHART_MS)
+        self._later.timeout.connect(lambda: self._draw(self.counts) if self.counts is not None else None)
         inside = QWidget()
         self._column = QVBoxLayout(inside)
         self._column.setContentsMargins(0, 0, 0, 0)
@@ -81,10 +86,17 @@ class Results(QWidget):
         outside.addWidget(area)
 
     def show_counts(self, counts: pd.DataFrame, head: str, notes: Sequence[str]) -> None:
-        """Show a differential (`napari_wbc.count.differential`), a line above and lines of notes below it."""
+        """Show a differential (`napari_wbc.count.differential`), a line above and lines of notes below it.
+
+        Reference ranges and absolute counts (`napari_wbc.reference.with_ranges`) have columns where they are given.
+        """
+        again = self.counts is not None
         self.counts = counts
         self._fill_table(counts)
-        self._draw(counts)
+        if again:
+            self._later.start()
+        else:
+            self._draw(counts)
         self.head.setText(head)
         self.notes.setText("\n".join(notes))
 
@@ -96,6 +108,16 @@ class Results(QWidget):
 
     def _fill_table(self, counts: pd.DataFrame) -> None:
         self.table.setRowCount(0)
+        titles = ["Class", "n", "Share", "95 % limits"]
+        if "reference_low" in counts:
+            titles.append("Range, %")
+            if counts["per_ul"].notna().any():
+                titles.append("per µL")
+        self.table.setColumnCount(len(titles))
+        self.table.setHorizontalHeaderLabels(titles)
+        header = self.table.horizontalHeader()
+        header.setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+        header.setSectionResizeMode(0, QHeaderView.ResizeMode.Stretch)
         for title, groups in SECTIONS:
             rows = counts[counts["group"].isin(groups)]
             if rows.empty:
@@ -115,7 +137,7 @@ class Results(QWidget):
         font.setBold(True)
         item.setFont(font)
         self.table.setItem(row, 0, item)
-        self.table.setSpan(row, 0, 1, 4)
+        self.table.setSpan(row, 0, 1, self.table.columnCount())
 
     def _add_row(self, entry: pd.Series) -> None:
         row = self.table.rowCount()
@@ -123,10 +145,17 @@ class Results(QWidget):
         swatch = QPixmap(12, 12)
         swatch.fill(QColor(colour(entry["class"])))
         self.table.setItem(row, 0, QTableWidgetItem(QIcon(swatch), entry["class"]))
-        for column, text in enumerate([str(entry["n"]), *row_texts(entry)], start=1):
+        texts = [str(entry["n"]), *row_texts(entry), *_range_texts(entry)][: self.table.columnCount() - 1]
+        for column, text in enumerate(texts, start=1):
             item = QTableWidgetItem(text)
             item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
             item.setToolTip(entry["unit"])
+            if text.endswith(tuple(FLAGS.values())):
+                item.setForeground(QColor(FLAG_COLOUR[get_theme(self.theme).type == "light"]))
+                font = item.font()
+                font.setBold(True)
+                item.setFont(font)
+                item.setToolTip("outside the reference range")
             self.table.setItem(row, column, item)
 
     def _draw(self, counts: pd.DataFrame) -> None:
@@ -147,9 +176,16 @@ def row_texts(entry: pd.Series) -> tuple[str, str]:
     """Return share and limits of a row of the differential as they are shown; empty where there are none."""
     if not np.isfinite(entry["value"]) or entry["unit"] == "n":
         return "", ""
-    unit = SHORT_UNITS.get(entry["unit"], entry["unit"])
+    unit = SHORT_UNITS.get(entry["unit"], entry["unit"]) + FLAGS.get(entry.get("flag", ""), "")
     high = f"{entry['high']:.1f}" if np.isfinite(entry["high"]) else "∞"
     return f"{entry['value']:.1f} {unit}", f"{entry['low']:.1f} – {high}"
+
+
+def _range_texts(entry: pd.Series) -> tuple[str, str]:
+    """Return the reference range and the absolute count of a row; empty where there are none."""
+    low, high, per_ul = (entry.get(name, np.nan) for name in ("reference_low", "reference_high", "per_ul"))
+    absolute = f"{per_ul:,.0f}{FLAGS.get(entry['per_ul_flag'], '')}" if np.isfinite(per_ul) else ""
+    return (f"{low:g} – {high:g}" if np.isfinite(low) else ""), absolute
 
 
 def draw_chart(figure: Any, white: pd.DataFrame, theme: str) -> None:
@@ -164,8 +200,6 @@ def draw_chart(figure: Any, white: pd.DataFrame, theme: str) -> None:
     theme : str
         Name of napari's theme.
     """
-    from napari.utils.theme import get_theme
-
     colours = get_theme(theme)
     paper, ink = (colour_of.as_hex() for colour_of in (colours.background, colours.text))
     figure.clear()

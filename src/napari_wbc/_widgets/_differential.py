@@ -1,0 +1,357 @@
+"""The dock of the differential: what to count to, limits, reference ranges, absolute counts, two readers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.utils.notifications import show_info, show_warning
+from qtpy.QtCore import Qt, QTimer
+from qtpy.QtGui import QColor, QDoubleValidator
+from qtpy.QtWidgets import (
+    QAbstractItemView,
+    QComboBox,
+    QFileDialog,
+    QHBoxLayout,
+    QHeaderView,
+    QLabel,
+    QLineEdit,
+    QProgressBar,
+    QPushButton,
+    QSpinBox,
+    QTableWidget,
+    QTableWidgetItem,
+    QTabWidget,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_wbc.agreement import Agreement, by_model, compare
+from napari_wbc.cells import UNIDENTIFIED
+from napari_wbc.count import differential
+from napari_wbc.counted import TARGETS, sampling_line
+from napari_wbc.reference import load_ranges, with_ranges
+
+from ._dock import EXPECTED
+from ._gallery import NEEDS_CELLS, ReviewDock
+from ._results import LIMITS_NOTE, Results
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from napari.viewer import Viewer
+
+_SOON_MS = 30
+_PRELIMINARY = "Preliminary: "
+THE_MODEL, BROWSE, SHIPPED = "the model", "Browse…", "of adults (shipped)"
+
+
+class DifferentialWidget(ReviewDock):
+    """The differential of a review.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        The viewer the dock belongs to.
+    """
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__(napari_viewer)
+        # So that names of classes stand beside all columns.
+        self.setMinimumWidth(480)
+        self.ranges = load_ranges()
+        self.agreement: Agreement | None = None
+        self.counts: pd.DataFrame | None = None
+        # A burst of decisions is counted once.
+        self._soon = QTimer(self)
+        self._soon.setSingleShot(True)
+        self._soon.setInterval(_SOON_MS)
+        self._soon.timeout.connect(self.recount)
+        self._add_settings()
+        self.progress = QProgressBar()
+        self.progress.setFormat("%v of %m reviewed")
+        self.body.addWidget(self.progress)
+        self.tabs = QTabWidget()
+        self.results = Results(napari_viewer.theme)
+        self.tabs.addTab(self.results, "Count")
+        self.tabs.addTab(self._readers(), "Two readers")
+        self.tabs.currentChanged.connect(lambda _: self._soon.start())
+        self.body.addWidget(self.tabs, 1)
+        self.sign_button = QPushButton("Sign")
+        self.sign_button.setToolTip("Sign the count as it is now, with your name; a later decision voids the signature")
+        self.sign_button.clicked.connect(self.sign)
+        self.report_button = QPushButton("Report…")
+        self.report_button.setToolTip("A page with this count, who reviewed what, and the cells themselves")
+        self.report_button.clicked.connect(lambda: self.report())
+        row = QHBoxLayout()
+        row.addWidget(self.sign_button)
+        row.addWidget(self.report_button)
+        self.body.addLayout(row)
+        self.status = QLabel(NEEDS_CELLS)
+        self.status.setWordWrap(True)
+        self.body.addWidget(self.status)
+        self.choice.chosen.connect(self.adopt)
+        self.adopt()
+
+    def _add_settings(self) -> None:
+        self.target = QComboBox()
+        for n in TARGETS:
+            self.target.addItem(f"{n} white cells", n)
+        self.target.addItem("all cells", None)
+        self.target.setToolTip("How many white cells are counted; they are taken evenly over the smear")
+        self.seed = QSpinBox()
+        self.seed.setRange(0, 9999)
+        self.seed.setPrefix("seed ")
+        self.seed.setToolTip("Another seed takes other cells")
+        self.wbc = QLineEdit()
+        self.wbc.setPlaceholderText("WBC per µL, for absolute counts")
+        self.wbc.setToolTip("White cells per µL, as an analyser counted them: 4.5 × 10⁹/L is 4500")
+        self.wbc.setValidator(QDoubleValidator(0.0, 2e6, 1))
+        self.range_box = QComboBox()
+        self.range_box.addItem(SHIPPED, None)
+        self.range_box.addItem(BROWSE, BROWSE)
+        self.range_box.setToolTip(self.ranges.source)
+        row = QHBoxLayout()
+        row.addWidget(self.target, 1)
+        row.addWidget(self.seed)
+        self.form.addRow("Count to", row)
+        self.form.addRow("WBC", self.wbc)
+        self.form.addRow("Ranges", self.range_box)
+        self.target.activated.connect(lambda _: self._set(target=self.target.currentData()))
+        self.seed.editingFinished.connect(lambda: self._set(seed=self.seed.value()))
+        self.wbc.editingFinished.connect(self._on_wbc)
+        self.range_box.activated.connect(self._on_ranges)
+
+    def _readers(self) -> QWidget:
+        page = QWidget()
+        column = QVBoxLayout(page)
+        self.other = QComboBox()
+        self.other.addItem(THE_MODEL, None)
+        self.other.addItem(BROWSE, BROWSE)
+        self.other.setToolTip("The other reader: the model, or the results of another review or run of this picture")
+        self.other.activated.connect(self._on_other)
+        row = QHBoxLayout()
+        row.addWidget(QLabel("Compare with"))
+        row.addWidget(self.other, 1)
+        column.addLayout(row)
+        self.kappa = QLabel()
+        self.kappa.setWordWrap(True)
+        column.addWidget(self.kappa)
+        self.share_table, self.matrix_table = _table(), _table()
+        column.addWidget(self.share_table)
+        column.addWidget(QLabel("Cells by class: rows as here, columns as the other reader says"))
+        column.addWidget(self.matrix_table, 1)
+        return page
+
+    # ---- what is shown
+
+    def show_review(self) -> None:
+        """Show another review, or none."""
+        there = self.review is not None
+        for part in (self.target, self.seed, self.wbc, self.sign_button, self.report_button, self.tabs):
+            part.setEnabled(there)
+        self.recount()
+
+    def show_change(self, _: Any) -> None:
+        """Count again soon."""
+        self._soon.start()
+
+    def show_theme(self) -> None:
+        """Take the colours of napari's theme."""
+        self.results.set_theme(self.viewer.theme)
+
+    def recount(self) -> None:
+        """Count the cells of the target, and show everything that depends on it."""
+        if self.review is None:
+            self.progress.setRange(0, 1)
+            self.progress.reset()
+            self.results.hide()
+            self.status.setText(NEEDS_CELLS)
+            return
+        session = self.review.session
+        settings = session.settings
+        counted = session.counted
+        done = int((session.reviewed & counted).sum())
+        cells = session.cells.where(counted)
+        self.counts = with_ranges(differential(cells), self.ranges, settings["wbc"])
+        if not self.isVisible():
+            return  # behind another tab: drawn when it comes to the front
+        self._show_settings(settings)
+        self.progress.setRange(0, max(1, int(counted.sum())))
+        self.progress.setValue(done)
+        line = sampling_line(settings["target"], settings["seed"])
+        self.results.show()
+        self.results.show_counts(
+            self.counts, line, [LIMITS_NOTE, f"Ranges: {self.ranges.source}.", "Research use only."]
+        )
+        self._say_state(cells, done)
+        if self.tabs.currentIndex() == 1:
+            self._compare()
+
+    def showEvent(self, event: Any) -> None:  # noqa: N802
+        """Show what changed behind other tabs."""
+        super().showEvent(event)
+        self._soon.start()
+
+    def _show_settings(self, settings: dict[str, Any]) -> None:
+        self.target.setCurrentIndex(self.target.findData(settings["target"]))
+        self.seed.blockSignals(True)
+        self.seed.setValue(int(settings["seed"]))
+        self.seed.blockSignals(False)
+        if not self.wbc.hasFocus():
+            self.wbc.setText("" if settings["wbc"] is None else f"{settings['wbc']:g}")
+
+    def _say_state(self, cells: Any, done: int) -> None:
+        assert self.review is not None  # noqa: S101
+        session = self.review.session
+        unsure = int(cells.table["class"].isin(["", UNIDENTIFIED]).sum())
+        signed = session.signed
+        if session.is_final and signed is not None:
+            text = f"Signed by {signed['reviewer']}, {signed['at'][:16].replace('T', ' ')} UTC."
+        elif unsure:
+            text = f"{_PRELIMINARY}{unsure} of the counted cells {'is' if unsure == 1 else 'are'} unidentified."
+        elif done < len(cells):
+            text = f"{_PRELIMINARY}{len(cells) - done} of the counted cells are not reviewed; not signed."
+        else:
+            text = f"{_PRELIMINARY}not signed."
+        target = session.settings["target"]
+        if target is not None and (white := int(self.counts["of"].max()) if self.counts is not None else 0) < target:
+            text += f" The smear has {white} identified white cells, fewer than {target}." if not unsure else ""
+        self.status.setText(text)
+        self.sign_button.setEnabled(not session.read_only)
+
+    # ---- what the user does
+
+    def report(self, file: str | Path | None = None) -> None:
+        """Write the report of this count; asks for file and ids if no file is given."""
+        from napari_wbc.report import Asked
+
+        from ._report import report_review
+
+        if self.review is not None:
+            wbc = self.review.session.settings["wbc"]
+            report_review(self, self.review, file, Asked(wbc=wbc, ranges=self.ranges))
+
+    def _set(self, **values: Any) -> None:
+        if self.review is None:
+            return
+        before = self.review.session.settings
+        if any(before[name] != value for name, value in values.items()):
+            self.review.act(lambda: self.review.session.set(**values) if self.review else None)
+        self.recount()
+
+    def _on_wbc(self) -> None:
+        text = self.wbc.text().strip().replace(",", ".")
+        try:
+            value = float(text) if text else None
+            with_ranges(differential(self.review.session.cells), self.ranges, value) if self.review else None
+        except ValueError as error:
+            show_warning(str(error))
+            value = None
+            self.wbc.clear()
+        self._set(wbc=value)
+
+    def _on_ranges(self, index: int) -> None:
+        choice = self.range_box.itemData(index)
+        if choice == BROWSE:
+            choice, _ = QFileDialog.getOpenFileName(self, "Reference ranges", "", "Ranges (*.toml)")
+        self.use_ranges(choice or None)
+
+    def use_ranges(self, path: str | Path | None) -> None:
+        """Take reference ranges from a TOML file; None for those that are shipped."""
+        try:
+            self.ranges = load_ranges(path)
+        except EXPECTED as error:
+            show_warning(str(error))
+            path, self.ranges = None, load_ranges()
+        if path is not None and self.range_box.findData(str(path)) < 0:
+            self.range_box.insertItem(1, Path(path).name, str(path))
+        self.range_box.setCurrentIndex(0 if path is None else self.range_box.findData(str(path)))
+        self.range_box.setToolTip(self.ranges.source)
+        self.recount()
+
+    def sign(self) -> None:
+        """Sign the count with the reviewer's name."""
+        if self.review is not None and self.review.act(self.review.session.sign, self.review.reviewer):
+            self.recount()
+            if not self.review.session.is_final:
+                show_info("Signed; it stays preliminary while counted cells are unidentified.")
+
+    def _on_other(self, index: int) -> None:
+        if self.other.itemData(index) == BROWSE:
+            folder = QFileDialog.getExistingDirectory(self, "Results of the other reader")
+            if folder:
+                self.compare_with(folder)
+                return
+            self.other.setCurrentIndex(0)
+        self._compare()
+
+    def compare_with(self, folder: str | Path | None) -> None:
+        """Compare with the results in a folder; None for the model."""
+        if folder is not None and self.other.findData(str(folder)) < 0:
+            self.other.insertItem(1, Path(folder).name, str(folder))
+        self.other.setCurrentIndex(0 if folder is None else self.other.findData(str(folder)))
+        self.tabs.setCurrentIndex(1)
+        self._compare()
+
+    def _compare(self) -> None:
+        if self.review is None:
+            return
+        cells, folder = self.review.session.cells, self.other.currentData()
+        try:
+            if folder is None:
+                other, name = by_model(self.review.session.before), THE_MODEL
+            else:
+                from napari_wbc.export import read_results
+
+                other, name = read_results(folder).cells, Path(folder).name
+        except (*EXPECTED, OSError) as error:
+            show_warning(str(error))
+            self.other.setCurrentIndex(0)
+            return
+        self.agreement = compare(cells, other, (self.review.reviewer, name))
+        self._show_agreement(self.agreement)
+
+    def _show_agreement(self, found: Agreement) -> None:
+        kappa = f"Cohen's κ = {found.kappa:.2f}" if np.isfinite(found.kappa) else "κ is not defined"
+        share = f" ({100 * found.same / found.common:.1f} %)" if found.common else ""
+        self.kappa.setText(f"{found.same:,} of {found.common:,} common cells have the same class{share}; {kappa}.")
+        rows = [
+            (row["class"], f"{row['share_1']:.1f} %", f"{row['share_2']:.1f} %", f"{row['difference']:+.1f}",
+             f"{row['low']:.1f} … {row['high']:+.1f}", "yes" if row["within"] else "no")
+            for row in found.shares.to_dict("records") if row["n_1"] or row["n_2"]
+        ]  # fmt: skip
+        _fill(self.share_table, ["Class", "here", "other", "difference", "by chance", "within"], rows)
+        kept = found.matrix.to_numpy().sum(axis=0) + found.matrix.to_numpy().sum(axis=1) > 0
+        matrix = found.matrix.loc[kept, kept]
+        short = [name if len(name) < 12 else name[:10] + "…" for name in matrix.columns]
+        named = zip(matrix.index, matrix.to_numpy(), strict=True)
+        _fill(self.matrix_table, ["", *short], [[name, *(str(n) if n else "" for n in row)] for name, row in named])
+        for k in range(len(matrix)):
+            item = self.matrix_table.item(k, k + 1)
+            if item is not None:
+                item.setBackground(QColor(0, 158, 115, 70))
+
+
+def _table() -> QTableWidget:
+    table = QTableWidget(0, 0)
+    table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
+    table.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)
+    table.verticalHeader().hide()
+    table.setShowGrid(False)
+    return table
+
+
+def _fill(table: QTableWidget, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table.setRowCount(len(rows))
+    table.setColumnCount(len(titles))
+    table.setHorizontalHeaderLabels(titles)
+    table.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
+    for k, row in enumerate(rows):
+        for column, text in enumerate(row):
+            item = QTableWidgetItem(text)
+            side = Qt.AlignmentFlag.AlignLeft if column == 0 else Qt.AlignmentFlag.AlignRight
+            item.setTextAlignment(side | Qt.AlignmentFlag.AlignVCenter)
+            table.setItem(k, column, item)
+    table.resizeRowsToContents()

@@ -1,0 +1,652 @@
+"""The dock that shows all cells side by side by class, to be corrected by hand in seconds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from napari.layers import Points, Shapes
+from napari.utils.notifications import show_warning
+from napari.utils.theme import get_theme
+from qtpy.compat import isalive
+from qtpy.QtCore import QEvent, QPoint, QSize, Qt
+from qtpy.QtGui import QCursor, QKeySequence, QPainter, QPixmap
+from qtpy.QtWidgets import (
+    QCheckBox,
+    QComboBox,
+    QDockWidget,
+    QFileDialog,
+    QFormLayout,
+    QHBoxLayout,
+    QInputDialog,
+    QLabel,
+    QLineEdit,
+    QMainWindow,
+    QMenu,
+    QPushButton,
+    QShortcut,
+    QSlider,
+    QToolButton,
+    QVBoxLayout,
+    QWidget,
+)
+from superqt import QLabeledDoubleRangeSlider
+
+from napari_wbc.cells import UNIDENTIFIED
+from napari_wbc.reference_cells import SOURCE, reference_cells
+from napari_wbc.review_session import checked_name
+
+from ._dock import EXPECTED, LayerChoice
+from ._gallery_keys import load_keys, save_key
+from ._gallery_order import NO_CLASS, SHOWS, SORTS, Shown, arrange, letters
+from ._gallery_view import LARGEST, SMALLEST, GalleryView
+from ._layers import CELLS
+from ._review import Review, begin
+from ._source import KEY, drawn_regions
+from ._thumbnails import Thumbnails, to_image
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+NEEDS_CELLS = "Classify a smear first, or open a folder of results."
+HELP = (
+    "Letter: class of the selected cells · Space: accept and go on · .: next one not reviewed · Enter: show in the "
+    "picture · arrows: move · + and −: size · Delete: remove · Ctrl+Z, Ctrl+Shift+Z: undo, redo"
+)
+
+
+class CellsChoice(LayerChoice):
+    """Combo box of the layers of cells."""
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__(viewer, Points)
+        self.setToolTip("The cells to review: of a run, or of results that were opened")
+
+    def _offers(self, layer: Any) -> bool:
+        return isinstance(layer, Points) and layer.metadata.get(KEY, {}).get("role") == CELLS
+
+
+class ReviewDock(QWidget):
+    """A dock that shows the review of a layer of cells; several docks share one.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        The viewer the dock belongs to.
+
+    Notes
+    -----
+    Subclasses fill `body`, call `adopt` when they are built, and implement `show_review`, `show_change` and
+    `show_theme`.
+    """
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self.review: Review | None = None
+        self._placed = False
+        self.choice = CellsChoice(napari_viewer)
+        self.open_button = QPushButton("Open results…")
+        self.open_button.setToolTip("Open a folder of results, to review it")
+        self.open_button.clicked.connect(lambda: self.open_results())
+        self.reviewer = QLineEdit()
+        self.reviewer.setToolTip("Your name: it is written beside every decision")
+        self.reviewer.editingFinished.connect(self._on_reviewer)
+        self.banner = QLabel()
+        self.banner.setWordWrap(True)
+        self.banner.setTextFormat(Qt.TextFormat.PlainText)
+        self.banner.setStyleSheet("background: #7a4a00; color: white; padding: 4px; border-radius: 3px;")
+        self.banner.hide()
+        top = QHBoxLayout()
+        top.addWidget(self.choice, 1)
+        top.addWidget(self.open_button)
+        self.form = QFormLayout()
+        self.form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        self.form.addRow("Cells", top)
+        self.form.addRow("Reviewer", self.reviewer)
+        self.body = QVBoxLayout(self)
+        self.body.addLayout(self.form)
+        self.body.addWidget(self.banner)
+        napari_viewer.events.theme.connect(self._on_theme)
+
+    def show_review(self) -> None:
+        """Show another review, or none."""
+        raise NotImplementedError
+
+    def show_change(self, change: Any) -> None:
+        """Show what a decision changed."""
+        raise NotImplementedError
+
+    def show_theme(self) -> None:
+        """Take the colours of napari's theme."""
+        raise NotImplementedError
+
+    def open_results(self, folder: str | Path | None = None) -> None:
+        """Open a folder of results; asks for it if none is given."""
+        folder = folder or QFileDialog.getExistingDirectory(self, "Folder of results")
+        if folder:
+            try:
+                self.viewer.open(str(folder), plugin="napari-wbc")
+            except (*EXPECTED, OSError) as error:
+                show_warning(str(error))
+
+    def adopt(self) -> None:
+        """Show the review of the chosen layer."""
+        if not isalive(self):
+            return
+        layer = self.choice.layer
+        if self.review is not None and layer is not None and self.review.layer == layer:
+            return
+        self._drop()
+        if layer is not None:
+            try:
+                self.review = begin(self.viewer, layer)
+            except (*EXPECTED, OSError) as error:
+                self._say(str(error))
+                self.show_review()
+                return
+            self.review.use(self)
+            self.review.changed.connect(self.show_change)
+            self.review.replaced.connect(self._on_replaced)
+            self.reviewer.setText(self.review.reviewer)
+            self._say("\n".join([*filter(None, [self.review.session.read_only]), *self.review.session.notes]))
+        self.reviewer.setEnabled(self.review is not None)
+        self.show_review()
+
+    def _say(self, text: str) -> None:
+        self.banner.setText(text)
+        self.banner.setVisible(bool(text))
+
+    def _drop(self) -> None:
+        if self.review is not None:
+            review, self.review = self.review, None
+            review.changed.disconnect(self.show_change)
+            review.replaced.disconnect(self._on_replaced)
+            review.leave(self)
+        self._say("")
+
+    def _on_replaced(self) -> None:
+        self._drop()
+        self.show_review()
+        self.choice.refresh()
+        self.adopt()
+
+    def _on_reviewer(self) -> None:
+        if self.review is None:
+            return
+        try:
+            self.review.reviewer = checked_name(self.reviewer.text())
+        except ValueError as error:
+            show_warning(str(error))
+        self.reviewer.setText(self.review.reviewer)
+
+    def _on_theme(self) -> None:
+        if isalive(self):
+            self.show_theme()
+
+    def event(self, event: QEvent | None) -> bool:
+        """End the review when the dock is taken out of the window."""
+        if event is not None and event.type() == QEvent.Type.ParentChange:
+            if self.parent() is None:
+                self._drop()
+                self.leave()
+            elif self.review is None:
+                self.adopt()
+        return bool(super().event(event))
+
+    def leave(self) -> None:
+        """Stop what the dock does in the background."""
+
+    def showEvent(self, event: Any) -> None:  # noqa: N802
+        """Share the place of other docks of ours: below each other none of them has room."""
+        super().showEvent(event)
+        dock, window = self.parent(), self.window()
+        while dock is not None and not isinstance(dock, QDockWidget):
+            dock = dock.parent()
+        if self._placed or dock is None or not isinstance(window, QMainWindow):
+            return
+        self._placed = True
+        area = window.dockWidgetArea(dock)
+        for other in window.findChildren(QDockWidget):
+            ours = other is not dock and other.isVisible() and other.findChild(LayerChoice) is not None
+            if ours and not dock.isFloating() and window.dockWidgetArea(other) == area:
+                window.tabifyDockWidget(other, dock)
+                dock.raise_()
+                return
+
+
+class GalleryWidget(ReviewDock):
+    """Cells side by side by class.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        The viewer the dock belongs to.
+    """
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__(napari_viewer)
+        self.setMinimumWidth(400)
+        self.thumbnails: Thumbnails | None = None
+        self._keys = load_keys()
+        self._letters: dict[str, str] = {}
+        self._add_filters()
+        self.picture_button = QPushButton("Find picture…")
+        self.picture_button.setToolTip("The picture is not where it was when the results were written")
+        self.picture_button.clicked.connect(lambda: self.find_picture())
+        self.body.addWidget(self.picture_button)
+        self._add_reference()
+        self.view = GalleryView()
+        self.view.selection_changed.connect(self._on_selected)
+        self.view.opened.connect(self._on_opened)
+        self.view.typed.connect(self._on_typed)
+        self.view.dropped.connect(self.decide)
+        self.view.asked.connect(self._on_menu)
+        self.view.zoomed.connect(lambda side: self.size_slider.setValue(side))
+        self.body.addWidget(self.view, 1)
+        self._add_buttons()
+        self.status = QLabel(NEEDS_CELLS)
+        self.status.setWordWrap(True)
+        self.body.addWidget(self.status)
+        for keys, act in ((QKeySequence("Ctrl+Z"), self.undo), (QKeySequence("Ctrl+Shift+Z"), self.redo)):
+            shortcut = QShortcut(keys, self)
+            shortcut.setContext(Qt.ShortcutContext.WidgetWithChildrenShortcut)
+            shortcut.activated.connect(act)
+        self.show_theme()
+        self.choice.chosen.connect(self.adopt)
+        self.adopt()
+
+    # ---- building
+
+    def _add_filters(self) -> None:
+        self.show_box, self.sort_box = QComboBox(), QComboBox()
+        self.show_box.setToolTip("Which cells are shown")
+        self.sort_box.addItems(SORTS)
+        self.sort_box.setToolTip("How the cells of a class are sorted")
+        self.direction = QToolButton()
+        self.direction.setCheckable(True)
+        self.direction.setText("↑")
+        self.direction.setToolTip("Smallest first (↑) or largest first (↓)")
+        self.range = QLabeledDoubleRangeSlider(Qt.Orientation.Horizontal)
+        self.range.setRange(0, 1)
+        self.range.setValue((0.0, 1.0))
+        self.range.setDecimals(2)
+        self.range.setToolTip("Only cells whose likeliest class is as probable as this")
+        self.inside = QCheckBox("in drawn shapes")
+        self.inside.setToolTip("Only cells inside the shapes of the chosen shapes layer")
+        row = QHBoxLayout()
+        row.addWidget(self.show_box, 1)
+        row.addWidget(self.inside)
+        self.form.addRow("Show", row)
+        row = QHBoxLayout()
+        row.addWidget(self.sort_box, 1)
+        row.addWidget(self.direction)
+        self.form.addRow("Sort by", row)
+        self.form.addRow("Probability", self.range)
+        self.show_box.currentIndexChanged.connect(lambda _: self.arrange())
+        self.sort_box.currentIndexChanged.connect(lambda _: self.arrange())
+        self.range.valueChanged.connect(lambda _: self.arrange())
+        self.inside.toggled.connect(lambda _: self.arrange())
+        self.direction.toggled.connect(self._on_direction)
+
+    def _add_reference(self) -> None:
+        self.reference = QWidget()
+        column = QVBoxLayout(self.reference)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.setSpacing(2)
+        self.reference_title, self.reference_strip = QLabel(), QLabel()
+        self.reference_title.setToolTip(SOURCE)
+        self.reference_strip.setToolTip(SOURCE)
+        column.addWidget(self.reference_title)
+        column.addWidget(self.reference_strip)
+        self.reference.hide()
+        self.body.addWidget(self.reference)
+
+    def _add_buttons(self) -> None:
+        self.undo_button, self.redo_button = QPushButton("Undo"), QPushButton("Redo")
+        self.accept_button, self.next_button = QPushButton("Accept"), QPushButton("Next")
+        self.add_button, self.compare_button = QPushButton("Add missed"), QPushButton("Compare")
+        for button, tip, act in (
+            (self.undo_button, "Take the last decision back (Ctrl+Z)", self.undo),
+            (self.redo_button, "Make it again (Ctrl+Shift+Z)", self.redo),
+            (self.accept_button, "The classes of the selected cells are right (Space)", self.accept),
+            (self.next_button, "Go to the next cell that was not reviewed (.)", self.next_unreviewed),
+        ):
+            button.setToolTip(tip)
+            button.clicked.connect(act)
+        self.add_button.setCheckable(True)
+        self.add_button.setToolTip("Click in the picture on a cell that was missed: it is outlined and classified")
+        self.add_button.toggled.connect(self._on_add)
+        self.compare_button.setCheckable(True)
+        self.compare_button.setToolTip("Show reference cells of the class, at the same scale")
+        self.compare_button.toggled.connect(self._on_compare)
+        self.size_slider = QSlider(Qt.Orientation.Horizontal)
+        self.size_slider.setRange(SMALLEST, LARGEST)
+        self.size_slider.setValue(self.view.side)
+        self.size_slider.setToolTip("Size of the cells (Ctrl and wheel, + and −)")
+        self.size_slider.valueChanged.connect(self._on_size)
+        for buttons in (
+            (self.accept_button, self.next_button, self.undo_button, self.redo_button),
+            (self.add_button, self.compare_button, self.size_slider),
+        ):
+            row = QHBoxLayout()
+            for button in buttons:
+                row.addWidget(button, 1)
+            self.body.addLayout(row)
+
+    # ---- what is shown
+
+    def show_review(self) -> None:
+        """Show another review, or none."""
+        if self.thumbnails is not None:
+            self.thumbnails.close()
+        self.thumbnails = None
+        self.view.selected, self.view.current = set(), None
+        slide = None
+        if self.review is not None:
+            self.review.picked.connect(self._on_picked)
+            self.review.added.connect(self.view.reach)
+            try:
+                slide = self.review.slide
+            except (*EXPECTED, OSError) as error:
+                self._say(str(error))
+        if slide is not None:
+            self.thumbnails = Thumbnails(slide, self)
+        self.view.set_thumbnails(self.thumbnails)
+        self.picture_button.setVisible(self.review is not None and slide is None)
+        for button in (self.accept_button, self.next_button, self.add_button, self.compare_button):
+            button.setEnabled(self.review is not None)
+        self.arrange()
+
+    def show_change(self, change: Any) -> None:
+        """Show what a decision changed."""
+        if change.structure and self.thumbnails is not None and len(change.labels) > len(self.view.labels):
+            self.thumbnails.forget()
+        if len(change.labels):
+            self.arrange()
+        self._say_state()
+
+    def show_theme(self) -> None:
+        """Take the colours of napari's theme."""
+        theme = get_theme(self.viewer.theme)
+        names = ("text", "background", "foreground", "current")
+        self.view.set_colours(*(getattr(theme, name).as_hex() for name in names))
+
+    def shown(self) -> Shown:
+        """Return what the controls say; raises ImageError where nothing is drawn."""
+        low, high = (round(value, 2) for value in self.range.value())
+        return Shown(
+            self.show_box.currentText(), low, high, self._within(), self.sort_box.currentText(),
+            self.direction.isChecked(),
+        )  # fmt: skip
+
+    def _within(self) -> list[Any] | None:
+        image = self.review.image if self.review is not None else None
+        if not self.inside.isChecked() or image is None:
+            return None
+        drawn = [layer for layer in self.viewer.layers if isinstance(layer, Shapes) and KEY not in layer.metadata]
+        if not drawn:
+            raise ValueError("nothing is drawn; add a shapes layer and draw on the picture")
+        active = self.viewer.layers.selection.active
+        return drawn_regions(active if active in drawn else drawn[-1], image)
+
+    def arrange(self) -> None:
+        """Group, sort and show the cells as the controls say."""
+        from napari_wbc.cells import Cells
+
+        from ._gallery_order import Arrangement
+
+        self._offer_classes()
+        if self.review is None:
+            self.view.show_cells(Cells.empty(), Arrangement(), {})
+            self._say_state()
+            return
+        try:
+            shown = self.shown()
+        except (*EXPECTED, OSError) as error:
+            self.inside.setChecked(False)
+            show_warning(str(error))
+            return
+        session = self.review.session
+        self._letters = letters(session.classes, self._keys)
+        self.view.show_cells(session.cells, arrange(session, shown), self._letters)
+        self._say_state()
+
+    def _offer_classes(self) -> None:
+        classes = self.review.session.classes if self.review is not None else ()
+        wanted = [*SHOWS, *(name for name in classes if name not in SHOWS)]
+        if wanted == [self.show_box.itemText(k) for k in range(self.show_box.count())]:
+            return
+        before = self.show_box.currentText()
+        self.show_box.blockSignals(True)
+        self.show_box.clear()
+        self.show_box.addItems(wanted)
+        self.show_box.setCurrentText(before if before in wanted else wanted[0])
+        self.show_box.blockSignals(False)
+
+    def _say_state(self) -> None:
+        if self.review is None:
+            self.status.setText(NEEDS_CELLS)
+            self.status.setToolTip("")
+            return
+        session = self.review.session
+        n, done = len(session.cells), int(session.reviewed.sum())
+        unsure = int((session.cells.table["class"] == UNIDENTIFIED).sum())
+        shown = "" if len(self.view.labels) == n else f" · {len(self.view.labels):,} shown"
+        chosen = f" · {len(self.view.selected):,} selected" if self.view.selected else ""
+        self.status.setText(f"{done:,} of {n:,} reviewed · {unsure:,} unidentified{shown}{chosen}")
+        self.status.setToolTip(HELP)
+        self.undo_button.setEnabled(session.can_undo and not session.read_only)
+        self.redo_button.setEnabled(session.can_redo and not session.read_only)
+
+    # ---- decisions
+
+    def decide(self, name: str) -> None:
+        """Give the selected cells a class, and go on to the cell after them."""
+        if self.review is not None and self.view.selected:
+            after = self._after()
+            if self.review.decide(sorted(self.view.selected), name):
+                self._go_on(after)
+
+    def accept(self) -> None:
+        """Accept the classes of the selected cells, and go on to the next one that was not reviewed."""
+        if self.review is not None and self.view.selected:
+            place = self._last_place()
+            if self.review.accept(sorted(self.view.selected)):
+                self._to_unreviewed(place)
+
+    def remove(self) -> None:
+        """Take the selected cells out of the table."""
+        if self.review is not None and self.view.selected:
+            after = self._after()
+            if self.review.remove(sorted(self.view.selected)):
+                self._go_on(after)
+
+    def undo(self) -> None:
+        """Take the last decision back."""
+        if self.review is not None:
+            self.review.undo()
+
+    def redo(self) -> None:
+        """Make it again."""
+        if self.review is not None:
+            self.review.redo()
+
+    def next_unreviewed(self) -> None:
+        """Go to the next shown cell that was not reviewed."""
+        self._to_unreviewed(self._last_place())
+
+    def _last_place(self) -> int:
+        places = np.flatnonzero(np.isin(self.view.labels, list(self.view.selected)))
+        return int(places[-1]) if len(places) else -1
+
+    def _after(self) -> int | None:
+        """Return the cell after the selected ones, which takes their place."""
+        labels = self.view.labels
+        rest = np.flatnonzero(~np.isin(labels, list(self.view.selected)))
+        later = rest[rest > self._last_place()]
+        return int(labels[later[0] if len(later) else rest[-1]]) if len(rest) else None
+
+    def _go_on(self, label: int | None) -> None:
+        if label is not None and self.view.place_of(label) is not None:
+            self.view.reach(label)
+
+    def _to_unreviewed(self, place: int) -> None:
+        if self.review is None:
+            return
+        session = self.review.session
+        open_ones = session.cells.table["label"].to_numpy()[~session.reviewed]
+        waiting = np.flatnonzero(np.isin(self.view.labels, open_ones))
+        if not len(waiting):
+            self.status.setText("All shown cells are reviewed.")
+            return
+        later = waiting[waiting > place]
+        self.view.reach(int(self.view.labels[later[0] if len(later) else waiting[0]]))
+
+    # ---- what the user does
+
+    def _on_typed(self, sign: str) -> None:
+        if self.review is None:
+            return
+        named = {letter: name for name, letter in self._letters.items()}
+        if sign.lower() in named:
+            self.decide(named[sign.lower()])
+        elif sign == " ":
+            self.accept()
+        elif sign == ".":
+            self.next_unreviewed()
+        elif sign == "\x7f":
+            self.remove()
+        elif sign == "\r" and self.view.current is not None:
+            self.review.fly_to(self.view.current)
+
+    def _on_selected(self) -> None:
+        if self.review is not None:
+            self.review.select(sorted(self.view.selected))
+        self._say_state()
+        self._show_reference()
+
+    def _on_opened(self, label: int) -> None:
+        if self.review is not None and len(self.view.selected) == 1:
+            self.review.fly_to(label)
+
+    def _on_picked(self) -> None:
+        """Show what was selected in the picture."""
+        if self.review is not None:
+            self.view.select(set(self.review.selected.tolist()))
+            if len(self.review.selected):
+                self.view.ensure_seen(int(self.review.selected[0]))
+            self._say_state()
+            self._show_reference()
+
+    def _on_menu(self, point: QPoint) -> None:
+        if self.review is not None:
+            menu = self.menu()
+            menu.exec(point if not point.isNull() else QCursor.pos())
+
+    def menu(self) -> QMenu:
+        """Return the context menu."""
+        menu = QMenu(self)
+        several = bool(self.view.selected)
+        for name in self.review.session.classes if self.review is not None else ():
+            letter = self._letters.get(name, "")
+            action = menu.addAction(f"{name}\t{letter.upper()}", lambda name=name: self.decide(name))
+            action.setEnabled(several)
+        menu.addAction("another class…", self._on_another).setEnabled(several)
+        menu.addSeparator()
+        menu.addAction("Accept\tSpace", self.accept).setEnabled(several)
+        menu.addAction("Remove from the table\tDel", self.remove).setEnabled(several)
+        menu.addSeparator()
+        menu.addAction("Change the key of a class…", self._on_key)
+        return menu
+
+    def _on_another(self) -> None:
+        name, ok = QInputDialog.getText(self, "Another class", "Name of the class; it counts as a white cell")
+        if ok and name.strip():
+            self.decide(name)
+
+    def _on_key(self) -> None:
+        if self.review is None:
+            return
+        name, ok = QInputDialog.getItem(self, "Key of a class", "Class", list(self.review.session.classes), 0, False)
+        if ok:
+            letter, ok = QInputDialog.getText(self, "Key of a class", f"Letter for {name}")
+            if ok:
+                self.set_key(name, letter)
+
+    def set_key(self, name: str, letter: str) -> None:
+        """Bind a letter to a class, now and later."""
+        try:
+            self._keys = save_key(name, letter)
+        except (ValueError, OSError) as error:
+            show_warning(str(error))
+        self.arrange()
+
+    def _on_direction(self, descending: bool) -> None:
+        self.direction.setText("↓" if descending else "↑")
+        self.arrange()
+
+    def _on_size(self, side: int) -> None:
+        self.view.set_side(side)
+        self._show_reference()
+
+    def _on_add(self, on: bool) -> None:
+        if self.review is None:
+            return
+        if on and self.review.session.read_only:
+            self.add_button.setChecked(False)
+            show_warning(self.review.session.read_only)
+            return
+        # napari's own tool for points: what it adds is segmented and classified.
+        self.review.layer.mode = "add" if on else "pan_zoom"
+        if on:
+            self.viewer.layers.selection.active = self.review.layer
+            self.status.setText("Click on missed cells in the picture; click «Add missed» again when you are done.")
+
+    def _on_compare(self, on: bool) -> None:
+        self.reference.setVisible(on)
+        self._show_reference()
+
+    def _show_reference(self) -> None:
+        if not self.compare_button.isChecked() or self.review is None:
+            return
+        rows = self.review.rows_of([self.view.current] if self.view.current is not None else [])
+        shown = self.show_box.currentText()
+        name = self.review.session.cells.table["class"].iloc[rows[0]] if len(rows) else ""
+        name = shown if shown in self.review.session.classes else name or NO_CLASS
+        crops = reference_cells(name)
+        side, width = self.view.side, max(self.view.viewport().width(), 1)
+        if not len(crops):
+            self.reference_title.setText(f"There are no reference cells of «{name}».")
+            self.reference_strip.clear()
+            return
+        self.reference_title.setText(f"Reference: {name}, same scale (CC BY 4.0)")
+        n = min(len(crops), max(1, width // (side + 4)))
+        strip = QPixmap(QSize(n * (side + 4), side))
+        strip.fill(Qt.GlobalColor.transparent)
+        painter = QPainter(strip)
+        painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform)
+        for k in range(n):
+            painter.drawImage(strip.rect().adjusted(k * (side + 4), 0, (k - n + 1) * (side + 4) - 4, 0),
+                              to_image(crops[k]))  # fmt: skip
+        painter.end()
+        self.reference_strip.setPixmap(strip)
+
+    def find_picture(self, path: str | Path | None = None) -> None:
+        """Take the picture from where it was moved to; asks for it if none is given."""
+        path = path or QFileDialog.getOpenFileName(self, "Picture of these cells")[0]
+        if path and self.review is not None:
+            try:
+                self.review.find_picture(Path(path))
+            except (*EXPECTED, OSError) as error:
+                show_warning(str(error))
+                return
+            self.show_review()
+
+    def leave(self) -> None:
+        """Stop decoding."""
+        if self.thumbnails is not None:
+            self.thumbnails.close()
+            self.thumbnails = None
+            self.view.set_thumbnails(None)

@@ -1,0 +1,425 @@
+"""One review of one layer of cells: whatever changes, in the session or in a layer, all of them show it."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from napari.layers import Image, Points
+from napari.qt.threading import create_worker
+from napari.utils.colormaps.standardize_color import transform_color
+from napari.utils.notifications import show_error, show_warning
+from qtpy.compat import isalive
+from qtpy.QtCore import QObject, QTimer, Signal
+
+from napari_wbc.cells import REVIEW_COLUMNS, Cells
+from napari_wbc.decisions import Change, Decided
+from napari_wbc.palette import colour
+from napari_wbc.review_session import Kept, ReadOnlyError, ReviewSession
+
+from ._layers import CELLS, LABELS, cells_of, find_layer, show_corrections
+from ._panel import COUNTS, NAMES
+from ._source import KEY, slide_of
+
+if TYPE_CHECKING:
+    from napari.layers import Layer
+    from napari.viewer import Viewer
+
+    from napari_wbc.geojson import Rings
+    from napari_wbc.slide import Slide
+
+# napari tells nobody of edits in its table of features: somebody has to look.
+_LOOK_MS = 40
+_SLOW_MS = 60
+# What one sees around a cell that was chosen, µm.
+_SEEN_UM = 60.0
+
+_open: WeakValueDictionary[str, Review] = WeakValueDictionary()
+
+
+def review_of(layer: Layer) -> Review | None:
+    """Return the review of a layer of cells, or None."""
+    return _open.get(str(layer.unique_id))
+
+
+def begin(viewer: Viewer, layer: Points) -> Review:
+    """Return the review of a layer of cells; begin it if there is none.
+
+    Raises
+    ------
+    ExportError, CellsError
+        If the layer's folder of results, or its features, cannot be used.
+    """
+    found = review_of(layer)
+    if found is None:
+        found = Review(viewer, layer, _session_of(layer))
+        _open[str(layer.unique_id)] = found
+    return found
+
+
+def _session_of(layer: Points) -> ReviewSession:
+    """Open the review of a layer: of its run, or of the folder that it was read from."""
+    mark, shown = layer.metadata[KEY], cells_of(layer.features, layer.data)
+    if "analysis" in mark:
+        session, since = ReviewSession.of(mark["analysis"].value), mark["cells"]
+    elif "folder" in mark:
+        session, since = ReviewSession.open(mark["folder"]), mark["read"].value
+    else:
+        return ReviewSession(Kept(Decided(shown)))
+    try:
+        _decide_what_differs(session, shown, since, _user())
+    except ReadOnlyError as error:
+        show_warning(f"{error}; what was changed in the layer is not kept")
+    return session
+
+
+def _decide_what_differs(session: ReviewSession, shown: Cells, since: Cells, reviewer: str) -> None:
+    """Make decisions of what somebody changed in a layer."""
+    before, now = since.table.set_index("label"), shown.table.set_index("label")
+    there = pd.Index(session.cells.table["label"])
+    gone = before.index.difference(now.index).intersection(there)
+    if len(gone):
+        session.remove(gone.to_numpy(), reviewer)
+    common = before.index.intersection(now.index).intersection(there)
+    names = now["class"][common]
+    changed = names[(names != before["class"][common]) & (names != "")]
+    for name, labels in changed.groupby(changed).groups.items():
+        session.decide(np.asarray(labels), str(name), reviewer)
+
+
+def _user() -> str:
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError):
+        return "reviewer"
+    return name if name[:1].isalnum() and name.isprintable() else "reviewer"
+
+
+class Review(QObject):
+    """Keeps a session and the layers of its picture alike.
+
+    Parameters
+    ----------
+    viewer : napari.Viewer
+    layer : napari.layers.Points
+        The cells.
+    session : ReviewSession
+        Their review.
+    """
+
+    changed = Signal(object)
+    """A `Change`: the table is another now."""
+    added = Signal(int)
+    """A cell that was missed is in the table now: its label."""
+    picked = Signal()
+    """Other cells are selected in the layer."""
+    replaced = Signal()
+    """The layer holds other cells: a new run, or it is gone. This review is over."""
+
+    def __init__(self, viewer: Viewer, layer: Points, session: ReviewSession) -> None:
+        super().__init__()
+        self.viewer, self.layer, self.session = viewer, layer, session
+        self.reviewer = str(session.settings.get("reviewer") or _user())
+        self._users: set[int] = set()
+        self._source = layer.metadata[KEY].get("cells")
+        self._slide: Slide | None = None
+        self._codes: npt.NDArray[Any] = np.empty(0)
+        self._labels: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self.selected: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        """Labels of the selected cells."""
+        self._picking = False
+        session.subscribe(self._on_change)
+        self._show_all()
+        self._timer = QTimer(self)
+        self._timer.setInterval(_LOOK_MS)
+        self._timer.timeout.connect(self._look)
+        self._timer.start()
+        # Outlines, names and the counts of many cells take longer than the rest: once after a burst of decisions.
+        self._later = QTimer(self)
+        self._later.setSingleShot(True)
+        self._later.setInterval(_SLOW_MS)
+        self._later.timeout.connect(self.show_rest)
+        self.show_rest()
+
+    # ---- who uses it
+
+    def use(self, who: QObject) -> None:
+        """Keep the review while a dock needs it."""
+        self._users.add(id(who))
+
+    def leave(self, who: QObject) -> None:
+        """End the review when no dock needs it any more."""
+        self._users.discard(id(who))
+        if not self._users:
+            self.end()
+
+    def end(self) -> None:
+        """Bring the files up to date and let others review."""
+        self._timer.stop()
+        self._later.stop()
+        _open.pop(str(self.layer.unique_id), None)
+        try:
+            self.session.save()
+        except (ValueError, OSError) as error:
+            show_error(str(error))
+        self.session.close()
+
+    # ---- what there is
+
+    @property
+    def image(self) -> Image | None:
+        """The layer of the picture."""
+        mark = self.layer.metadata[KEY]
+        for layer in self.viewer.layers:
+            if isinstance(layer, Image) and KEY not in layer.metadata and (
+                layer.unique_id == mark.get("image") or (
+                    "image" not in mark and find_layer(self.viewer, layer, CELLS) == self.layer)
+            ):  # fmt: skip
+                return layer
+        return None
+
+    @property
+    def slide(self) -> Slide | None:
+        """The picture, or None where it is not found; raises ImageError where it cannot be used."""
+        if self._slide is None:
+            from napari_wbc.slide import Slide
+
+            path = self.session.settings.get("picture") or self.session.image
+            if self.session.analysis is not None:
+                self._slide = self.session.analysis.slide
+            elif self.image is not None:
+                self._slide = slide_of(self.image)
+            elif path is not None and Path(path).exists():
+                self._slide = Slide.open(path)
+        return self._slide
+
+    def find_picture(self, path: Path) -> None:
+        """Take the picture from where it was moved to; raises ImageError if it is not this one."""
+        from napari_wbc.slide import ImageError, Slide
+
+        slide, labels = Slide.open(path), self.session.labels
+        table = self.session.cells.table
+        far = table[["bbox-2", "bbox-3"]].max().to_numpy() if len(table) else np.zeros(2)
+        if (labels is not None and labels.shape != slide.shape) or (far > slide.shape).any():
+            raise ImageError(f"{path}: another picture: it has {slide.shape[1]} × {slide.shape[0]} pixels")
+        self._slide = slide
+        if not self.session.read_only:
+            self.session.set(picture=str(path.absolute()))
+
+    def rows_of(self, labels: npt.ArrayLike) -> npt.NDArray[np.intp]:
+        """Rows of the table, and points of the layer, of cells that are there."""
+        rows = pd.Index(self._labels).get_indexer(pd.Index(np.asarray(labels, np.int64)))
+        return np.asarray(rows[rows >= 0])
+
+    # ---- decisions, with a message where they cannot be kept
+
+    def act(self, what: Callable[..., Any], *args: Any) -> bool:
+        """Do something with the session; says why if it cannot be done, and shows what is true then."""
+        try:
+            what(*args)
+        except (ValueError, OSError) as error:
+            show_warning(str(error))
+            self._show_all()
+            return False
+        return True
+
+    def decide(self, labels: npt.ArrayLike, name: str) -> bool:
+        """Say what cells are."""
+        return self.act(self.session.decide, np.asarray(labels), name, self.reviewer)
+
+    def accept(self, labels: npt.ArrayLike) -> bool:
+        """Say that the classes of cells are right."""
+        return self.act(self.session.accept, np.asarray(labels), self.reviewer)
+
+    def remove(self, labels: npt.ArrayLike) -> bool:
+        """Take cells out of the table."""
+        return self.act(self.session.remove, np.asarray(labels), self.reviewer)
+
+    def undo(self) -> bool:
+        """Take the last decision back."""
+        return self.session.can_undo and self.act(self.session.undo)
+
+    def redo(self) -> bool:
+        """Make it again."""
+        return self.session.can_redo and self.act(self.session.redo)
+
+    def add_at(self, points: npt.NDArray[np.float64]) -> None:
+        """Segment and classify what lies at points (rows and columns of the picture), and add it; in a thread."""
+        if self.session.read_only or self.slide is None:
+            show_warning(self.session.read_only or "the picture is not there: find it before cells are added")
+            return
+        worker = create_worker(_cells_at, self.slide, points, self.session, self._card())
+        worker.returned.connect(self._on_found)
+        worker.errored.connect(lambda error: show_warning(str(error)))
+        worker.start()
+
+    def _on_found(self, found: list[tuple[Cells, Rings]]) -> None:
+        if not isalive(self):
+            return
+        for cell, outline in found:
+            if self.act(self.session.add, cell, self.reviewer, outline):
+                self.added.emit(int(self.session.cells.table["label"].max()))
+
+    def _card(self) -> Path | None:
+        """Return the card of the model that the cells were classified with; None for cells without classes."""
+        from napari_wbc.models import DEFAULT_MODEL, available_models, find_model
+
+        if not self.session.cells.classes:
+            return None
+        card = self.session.analysis.card if self.session.analysis else None
+        return find_model(card.name if card is not None and card.name in available_models() else DEFAULT_MODEL)
+
+    # ---- layers follow the session
+
+    def _on_change(self, change: Change) -> None:
+        if change.structure:
+            self._show_all()
+        elif len(change.labels):
+            self._show_classes(self.rows_of(change.labels))
+        if len(change.labels):
+            self._later.start()
+        self.changed.emit(change)
+
+    def _show_all(self) -> None:
+        """Give the layer all cells of the session."""
+        cells = self.session.cells
+        table, layer = cells.table, self.layer
+        self._labels = table["label"].to_numpy(np.int64, copy=True)
+        features = table.assign(**{"class": self._categories(table["class"])})
+        kept = self.selected
+        with layer.events.data.blocker(), layer.events.features.blocker():
+            layer.selected_data = set()
+            if not np.array_equal(layer.data, cells.centroids.astype(layer.data.dtype)):
+                layer.data = cells.centroids
+            layer.features = features
+        layer.face_color = _faces(table["class"])
+        self._remember()
+        self.select(kept)
+        layer.events.features()
+
+    def _show_classes(self, rows: npt.NDArray[np.intp]) -> None:
+        """Give the layer the classes of the session; `rows` are those that changed."""
+        table, layer = self.session.cells.table, self.layer
+        features = layer.features
+        for name in REVIEW_COLUMNS[1:]:
+            features[name] = table[name]
+        features["class"] = self._categories(table["class"])
+        faces = layer.face_color
+        faces[rows] = _faces(table["class"].iloc[rows])
+        layer.face_color = faces
+        self._remember()
+        layer.events.features()
+
+    def _categories(self, names: pd.Series) -> pd.Categorical:
+        """Categories give napari's table of features a list to choose from."""
+        extra = [""] if (names == "").any() else []
+        return pd.Categorical(names, categories=[*self.session.classes, *extra])
+
+    def _remember(self) -> None:
+        self._codes = self._codes_now()
+
+    def _codes_now(self) -> npt.NDArray[Any]:
+        column = self.layer.features["class"]
+        is_category = isinstance(column.dtype, pd.CategoricalDtype)
+        return np.asarray(column.cat.codes if is_category else column)
+
+    def show_rest(self) -> None:
+        """Let outlines, names and the panel of counts follow."""
+        image = self.image
+        if image is None:
+            return
+        found = {role: find_layer(self.viewer, image, role) for role in (LABELS, NAMES, COUNTS)}
+        shown = {role: layer for role, layer in found.items() if layer is not None}
+        finest = image.data[0] if image.multiscale else image.data
+        show_corrections(shown, self.session.cells, finest.shape[:2])
+
+    # ---- the session follows the layers
+
+    def _look(self) -> None:
+        """See what somebody changed in the layer: classes in its table, cells, the selection, or everything."""
+        layer = self.layer
+        if layer not in self.viewer.layers or layer.metadata[KEY].get("cells") is not self._source or (
+            layer.metadata[KEY].get("role") != CELLS
+        ):  # fmt: skip
+            self._timer.stop()
+            self.end()
+            self.replaced.emit()
+            return
+        features = layer.features
+        if len(features) != len(self._labels) or not np.array_equal(features["label"], self._labels):
+            self._take_cells()
+        elif not np.array_equal(self._codes_now(), self._codes):
+            self.act(
+                _decide_what_differs, self.session, cells_of(features, layer.data), self.session.cells, self.reviewer
+            )
+        self._look_at_selection()
+
+    def _take_cells(self) -> None:
+        """Take over that points were deleted or added; what lies at an added one is segmented and classified."""
+        layer = self.layer
+        there = layer.features["label"].to_numpy(np.int64)
+        gone = np.setdiff1d(self._labels, there)
+        # napari gives an added point the features of another.
+        first = ~pd.Series(there).duplicated().to_numpy() & np.isin(there, self._labels)
+        added = np.asarray(layer.data)[~first, -2:]
+        if len(gone) and not self.remove(gone):
+            return
+        self._show_all()
+        if len(added):
+            self.add_at(added)
+
+    # ---- selection
+
+    def _look_at_selection(self) -> None:
+        now = np.fromiter(self.layer.selected_data, np.intp, len(self.layer.selected_data))
+        now = np.sort(now[now < len(self._labels)])
+        labels = self._labels[now]
+        if not np.array_equal(labels, np.sort(self.selected)):
+            self.selected = labels
+            self.picked.emit()
+
+    def select(self, labels: npt.ArrayLike) -> None:
+        """Select cells in the layer."""
+        rows = self.rows_of(labels)
+        self.selected = self._labels[rows]
+        self.layer.selected_data = set(rows.tolist())
+
+    def fly_to(self, label: int) -> None:
+        """Show a cell in the middle of the canvas, highlighted."""
+        (row,) = self.rows_of([label])
+        place = self.layer.data_to_world(self.session.cells.centroids[row])
+        mpp = float(self.session.cells.table["mpp"].iloc[row])
+        camera = self.viewer.camera
+        camera.center = (*camera.center[:-2], *place[-2:])
+        seen = _SEEN_UM / mpp * self.layer.scale[-1] if np.isfinite(mpp) else 600 * self.layer.scale[-1]
+        canvas = min(self.viewer.window.geometry()[2:]) / 2
+        camera.zoom = max(camera.zoom, canvas / seen)
+        if self.viewer.layers.selection.active != self.layer:
+            self.viewer.layers.selection.active = self.layer
+        self.select([label])
+
+
+def _cells_at(
+    slide: Slide, points: npt.NDArray[np.float64], session: ReviewSession, card: Path | None
+) -> list[tuple[Cells, Rings]]:
+    from napari_wbc.missed import cell_at
+
+    from ._classify import load_model
+
+    classifier = load_model(card) if card is not None else None
+    mpp = float(session.before.table["mpp"].median())
+    analysis = session.analysis
+    threshold, look = (analysis.threshold, analysis.appearance) if analysis is not None else (None, None)
+    return [cell_at(slide, point, mpp, classifier, threshold, look) for point in points]
+
+
+def _faces(names: pd.Series) -> npt.NDArray[np.float32]:
+    codes, classes = pd.factorize(names)
+    colours = [colour(name) if name else "white" for name in classes] or ["white"]
+    return np.asarray(transform_color(colours))[codes]

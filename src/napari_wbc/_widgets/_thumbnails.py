@@ -1,0 +1,141 @@
+"""Pictures of single cells, cut out of the smear when they are seen, all at one scale."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from qtpy.QtCore import QObject, Signal
+from qtpy.QtGui import QImage, QPixmap
+
+from napari_wbc.crop import CropSize
+from napari_wbc.pipeline import ASSUMED_CELL_UM
+from napari_wbc.whole import crop_slide
+
+if TYPE_CHECKING:
+    from napari_wbc.cells import Cells
+    from napari_wbc.slide import Slide
+
+SIDE_UM = 24.0
+"""Side of the square that a thumbnail shows."""
+_BYTES = 48 * 2**20
+_BATCH, _THREADS = 4, 2
+
+
+class Thumbnails(QObject):
+    """Cut-out cells, decoded in threads as they are asked for; the oldest are forgotten.
+
+    Parameters
+    ----------
+    slide : Slide
+        The picture.
+    parent : QObject, optional
+    """
+
+    ready = Signal()
+    """Some that were asked for are there now."""
+    _made = Signal(object)
+
+    def __init__(self, slide: Slide, parent: QObject | None = None) -> None:
+        super().__init__(parent)
+        self._slide, self.pixels = slide, 0
+        self._pool = ThreadPoolExecutor(_THREADS, "thumbnails")
+        self._kept: OrderedDict[int, QPixmap] = OrderedDict()
+        self._waiting: dict[int, Future[None]] = {}
+        self._closed = False
+        self._scaled: Cells | None = None
+        self._mpp: npt.NDArray[np.float64] = np.empty(0)
+        self._made.connect(self._keep)
+
+    def set_pixels(self, pixels: int) -> None:
+        """Choose the side of the thumbnails; others are forgotten."""
+        if pixels != self.pixels:
+            self.pixels = pixels
+            self._kept.clear()
+            self._drop()
+
+    def get(self, label: int) -> QPixmap | None:
+        """Return the thumbnail of a cell if it is there."""
+        found = self._kept.get(label)
+        if found is not None:
+            self._kept.move_to_end(label)
+        return found
+
+    def forget(self) -> None:
+        """Forget all; cells may lie elsewhere now."""
+        self._kept.clear()
+        self._drop()
+
+    def want(self, cells: Cells, rows: Sequence[int]) -> None:
+        """Ask for the thumbnails of cells, those that are seen; what was asked for before and is not seen any more is
+        not decoded.
+        """
+        labels = cells.table["label"].to_numpy()[list(rows)]
+        missing = [(int(k), row) for k, row in zip(labels, rows, strict=True) if int(k) not in self._kept]
+        wanted = {label for label, _ in missing}
+        for label in [label for label, future in self._waiting.items() if label not in wanted and future.cancel()]:
+            del self._waiting[label]
+        fresh = [(label, row) for label, row in missing if label not in self._waiting]
+        if not fresh or self._closed:
+            return
+        if self._scaled is not cells:
+            self._scaled, self._mpp = cells, _scales(cells)
+        mpp = self._mpp
+        for start in range(0, len(fresh), _BATCH):
+            part = fresh[start : start + _BATCH]
+            at = [row for _, row in part]
+            ids = [label for label, _ in part]
+            future = self._pool.submit(self._cut, ids, cells.centroids[at], mpp[at], self.pixels)
+            self._waiting.update(dict.fromkeys(ids, future))
+
+    def _cut(self, labels: Sequence[int], centroids: npt.NDArray[Any], mpp: npt.NDArray[Any], pixels: int) -> None:
+        """Cut cells out, in a thread."""
+        try:
+            crops = crop_slide(self._slide, centroids, mpp, CropSize(SIDE_UM, pixels))
+            images = [to_image(crop) for crop in crops]
+        # A damaged tile of a slide, and whatever a library raises on it, is an empty square.
+        except Exception:  # noqa: BLE001
+            images = [QImage() for _ in labels]
+        if not self._closed:
+            self._made.emit((pixels, list(labels), images))
+
+    def _keep(self, made: tuple[int, list[int], list[QImage]]) -> None:
+        pixels, labels, images = made
+        for label, image in zip(labels, images, strict=True):
+            self._waiting.pop(label, None)
+            if pixels == self.pixels:
+                self._kept[label] = QPixmap.fromImage(image)
+        most = max(256, _BYTES // (4 * max(1, pixels) ** 2))
+        while len(self._kept) > most:
+            self._kept.popitem(last=False)
+        self.ready.emit()
+
+    def _drop(self) -> None:
+        for future in self._waiting.values():
+            future.cancel()
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """Stop decoding; waits for what is being read."""
+        self._closed = True
+        self._drop()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def to_image(pixels: npt.NDArray[np.uint8]) -> QImage:
+    """Return an (H, W, 3) picture as an image of Qt with pixels of its own."""
+    height, width = pixels.shape[:2]
+    data = np.ascontiguousarray(pixels)
+    return QImage(data.data, width, height, 3 * width, QImage.Format.Format_RGB888).copy()
+
+
+def _scales(cells: Cells) -> npt.NDArray[np.float64]:
+    """µm per pixel of each cell; where it is unknown the cells are the ruler."""
+    mpp = cells.table["mpp"].to_numpy(float)
+    area = cells.table["area"].median()
+    assumed = ASSUMED_CELL_UM / max(2 * np.sqrt(area / np.pi), 1.0) if np.isfinite(area) else 0.1
+    return np.where(np.isfinite(mpp), mpp, assumed)

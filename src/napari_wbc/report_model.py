@@ -1,0 +1,49 @@
+"""What a report says of the model: what it was trained on, and what was measured of it elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def model_facts(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the summary of the card of the model that a run used.
+
+    Parameters
+    ----------
+    run : mapping
+        ``run.json``; empty if there is none.
+
+    Returns
+    -------
+    dict
+        ``name``, ``sha256`` and ``threshold`` as the run says, and from the card, if a model of that check sum is
+        installed, ``description``, ``network``, ``classes``, ``licence``, ``data``, ``further_data`` and ``results``.
+        Each result says in ``elsewhere`` whether its data are of another laboratory than those of the training.
+    """
+    from .classifier import ModelCard
+    from .models import available_models
+
+    used = run.get("model") or {}
+    facts: dict[str, Any] = {"name": used.get("name"), "sha256": used.get("sha256"), "threshold": run.get("threshold")}
+    path = available_models().get(str(used.get("name")))
+    try:
+        card = ModelCard.from_json(path.read_text(encoding="utf-8")) if path else None
+    except (ValueError, OSError):
+        card = None
+    if card is None or card.sha256 != used.get("sha256"):
+        return facts
+    data = str(card.training.get("data", ""))
+    further = card.training.get("further data", [])
+    return facts | {
+        "description": card.description, "network": card.network, "classes": list(card.classes),
+        "licence": card.licence, "data": data, "further_data": further if isinstance(further, list) else [],
+        "results": [_result(row, data) for row in card.results],
+    }  # fmt: skip
+
+
+def _result(row: Mapping[str, Any], data: str) -> dict[str, Any]:
+    known = {key: row.get(key) for key in ("what", "data", "n", "value", "low", "high")}
+    # Sets are called by their name and part, "pbc/train": the model's own laboratory is before the stroke.
+    home = data.partition("/")[0].strip().casefold()
+    return known | {"elsewhere": str(row.get("data", "")).partition("/")[0].strip().casefold() != home}

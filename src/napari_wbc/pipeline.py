@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from .cells import UNLIKE, Cells, measure
 from .crop import crop_cells
+from .plan import Polygons, Step
 from .segment import Appearance, SegmentParameters, appearance, segment
 from .slide import ImageError, Slide
-from .whole import Found, Polygons, Step, Whole, find
+from .whole import Found, Whole, find
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -188,10 +189,12 @@ def _whole(
         try:
             yield Progress(*next(steps))
         except StopIteration as stop:
-            found: Found = stop.value
-            break
+            return of_slide(slide, stop.value, classifier.card if classifier else None, threshold)
+
+
+def of_slide(slide: Slide, found: Found, card: ModelCard | None, threshold: float) -> Analysis:
+    """Return the analysis of a whole slide whose cells are found."""
     notes = (*slide.notes, *found.notes, *_unlike_notes(found.cells))
-    card = classifier.card if classifier else None
     return Analysis(slide, found.cells, None, found.look, card, threshold if card else 0.0, notes, found.whole)
 
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
 
 from .inputs import Input, find_images, name_inputs, printable
+
+SUMMARY = ("slide", "patient", "group", "state", "reason", "cells", "mpp", "mpp_source", "notes")
+"""Columns of ``summary.csv`` before those of the classes; other columns of a list stand after *group*."""
 
 
 class ListError(ValueError):
@@ -94,8 +98,6 @@ def _read_list(path: Path) -> Iterator[tuple[Path, Mapping[str, str]]]:
         raise ListError(f"{path}: cannot be read ({error}); save it as CSV in UTF-8") from error
     separator = ";" if ";" in text.partition("\n")[0] else ","
     try:
-        from io import StringIO
-
         table = pd.read_csv(StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False)
     except ValueError as error:  # pandas.errors.ParserError and EmptyDataError
         raise ListError(f"{path}: not CSV ({error}); a line of heads and a line a slide are needed") from error
@@ -104,6 +106,8 @@ def _read_list(path: Path) -> Iterator[tuple[Path, Mapping[str, str]]]:
         raise ListError(f"{path}: no column 'slide'; its columns are {', '.join(map(printable, table.columns))}")
     if table.columns.duplicated().any():
         raise ListError(f"{path}: two columns have the same name; rename one")
+    if taken := [name for name in table.columns if name in SUMMARY[3:]]:
+        raise ListError(f"{path}: the column {taken[0]!r} is one of summary.csv itself; rename it")
     for row in table.to_dict("records"):
         slide = row["slide"].strip()
         if slide:

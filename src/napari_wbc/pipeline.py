@@ -7,7 +7,7 @@ number on the screen is the number in the file because it is the same code.
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,11 +141,7 @@ def analyse(
     ValueError
         If a given scale is not above 0 and at most 5 µm per pixel.
     """
-    from dataclasses import replace
-
-    parameters = parameters or SegmentParameters()
-    if parameters.mpp is None and slide.mpp is not None:
-        parameters = replace(parameters, mpp=slide.mpp)
+    parameters = scaled(parameters or SegmentParameters(), slide)
     if slide.is_whole:
         if labels is not None:
             raise ImageError("regions of your own need a field; crop the slide first, or let them be found")
@@ -179,6 +175,11 @@ def analyse(
         yield Progress("classifying", min(start + BATCH, len(cells)), len(cells))
     cells = cells.with_predictions(probabilities, card.classes, threshold, unlikeness, card.unlike_above)
     return Analysis(slide, cells, labels, look, card, threshold, (*notes, *_unlike_notes(cells)))
+
+
+def scaled(parameters: SegmentParameters, slide: Slide) -> SegmentParameters:
+    """Return the parameters with the slide's own scale where none was given."""
+    return replace(parameters, mpp=slide.mpp) if parameters.mpp is None else parameters
 
 
 def _whole(

@@ -177,11 +177,15 @@ class Cluster:
         try:
             if scheduler is None:
                 n = workers or 1
-                threads = max(1, (os.cpu_count() or 1) // n)
-                env = {name: str(threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-                local = LocalCluster(n, threads_per_worker=1, dashboard_address=None, env=env, silence_logs="critical")
+                threads = str(max(1, (os.cpu_count() or 1) // n))
+                env = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+                local = LocalCluster(
+                    n, threads_per_worker=1, dashboard_address=None, env=env, silence_logs=logging.CRITICAL
+                )
             client = Client(local or scheduler, timeout=20, set_as_default=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
+            if scheduler is None:
+                raise ClusterError(f"no workers can be started here ({error})") from error
             raise ClusterError(f"no scheduler answers at {scheduler}; start one with: dask scheduler") from error
         try:
             yield cls(client, terms, model)

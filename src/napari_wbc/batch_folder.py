@@ -208,10 +208,10 @@ class BatchFolder:
         slide = analysis.slide
         image = slide.thumbnail(_THUMBNAIL)
         step = slide.shape[1] / image.shape[1]
-        marked(image, analysis.cells, step).save(folder / "thumbnail.png")
+        marked(image, analysis.cells, step).save(folder / "thumbnail.png", compress_level=2)
         if analysis.whole is not None:
             per_mm2, side = density(analysis.cells, slide.shape, analysis.appearance.mpp)
-            density_map(image, per_mm2, side / step).save(folder / "density.png")
+            density_map(image, per_mm2, side / step).save(folder / "density.png", compress_level=2)
         if self.terms.ome_labels:
             write_ome_labels(analysis, folder / BATCH_FOLDER)
 

@@ -214,7 +214,7 @@ def _write_slide(
     image = slide.thumbnail(_THUMBNAIL)
     if "annotated.png" in files:
         picture = BytesIO()
-        region_map(image, whole.film.kinds, slide.shape, whole.film.step).save(picture, "PNG")
+        region_map(image, whole.film.kinds, slide.shape, whole.film.step).save(picture, "PNG", compress_level=2)
         more["regions.png"] = picture.getvalue()
     more |= slide_note(slide) | {"regions.csv": whole.regions.to_csv(index=False).encode()}
     return write_folder(

@@ -19,6 +19,7 @@ from .crop import crop_cells
 from .plan import Polygons, Step
 from .segment import Appearance, SegmentParameters, appearance, segment
 from .slide import ImageError, Slide
+from .steady import one_thread
 from .whole import Found, Whole, find
 
 if TYPE_CHECKING:
@@ -171,7 +172,8 @@ def analyse(
     for start in range(0, len(cells), BATCH):
         part = slice(start, start + BATCH)
         crops = crop_cells(slide.image, cells.centroids[part], scales[part], card.crop)
-        probabilities[part], unlikeness[part] = classifier.judge(crops)
+        with one_thread():
+            probabilities[part], unlikeness[part] = classifier.judge(crops)
         yield Progress("classifying", min(start + BATCH, len(cells)), len(cells))
     cells = cells.with_predictions(probabilities, card.classes, threshold, unlikeness, card.unlike_above)
     return Analysis(slide, cells, labels, look, card, threshold, (*notes, *_unlike_notes(cells)))

@@ -20,8 +20,8 @@ from .slide import ImageError, Slide
 
 Polygons = Sequence[npt.NDArray[np.floating[Any]]]
 Step = tuple[str, int, int, Cells | None]
-PART = 128
-"""Candidates of a part. It is fixed, and batches of the network end with a part: no number depends on who does it."""
+PART = 48
+"""Candidates of a part: a batch of the network ends with it, so no number depends on who works on which part."""
 
 _LOOK_UM, _LOOKS = 90.0, 16
 _MOST_PIXELS = 1600

@@ -31,6 +31,7 @@ from .geojson import Rings, outlines
 from .plan import Plan, Polygons, Step, make_plan, near
 from .segment import segment
 from .slide import Slide
+from .steady import one_thread
 
 if TYPE_CHECKING:
     from .classifier import Classifier, ModelCard
@@ -295,7 +296,7 @@ def _ahead(job: Callable[[int], list[Sighting]], order: Iterable[int]) -> Iterat
     try:
         for k in order:
             waiting.append(pool.submit(job, k))
-            if len(waiting) > 3 * workers:
+            if len(waiting) > max(3 * workers, _BATCH):  # there is work for the threads while the network has its batch
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -304,7 +305,8 @@ def _ahead(job: Callable[[int], list[Sighting]], order: Iterable[int]) -> Iterat
 
 
 def _classify(classifier: Classifier, cells: Sequence[Sighting]) -> None:
-    judged = classifier.judge(np.stack([cell.crop for cell in cells if cell.crop is not None]))
+    with one_thread():
+        judged = classifier.judge(np.stack([cell.crop for cell in cells if cell.crop is not None]))
     for cell, row, unlikeness in zip(cells, *judged, strict=True):
         cell.probabilities, cell.unlikeness, cell.crop = row, float(unlikeness), None
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import slides
 from conftest import FIELDS
+from skimage.draw import polygon
 
 from napari_wbc.coarse import REASONS, View, survey
 from napari_wbc.export import read_results, write_results
@@ -45,6 +46,16 @@ def test_no_result_depends_on_where_tiles_begin(path, found, tile):
     assert again.cells == found.cells
     assert again.appearance == found.appearance
     np.testing.assert_array_equal(again.whole.film.kinds, found.whole.film.kinds)
+
+
+def test_no_cell_lies_in_another(tmp_path):
+    image = slides.mosaic(1, 4)[:, :1280]  # one window sees two cells as one
+    result = run(analyse(Slide.open(slides.write(tmp_path / "a.tif", image, factor=2))))
+    seen = np.zeros(image.shape[:2], int)
+    for rings in result.whole.rings.values():
+        for ring in rings:
+            seen[polygon(ring[:, 1] - 0.5, ring[:, 0] - 0.5, seen.shape)] += 1
+    assert (seen > 1).sum() < 0.01 * seen.sum()
 
 
 def test_outlines_lie_where_the_cells_are(found):

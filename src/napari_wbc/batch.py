@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .atomic import ExportError
-from .batch_folder import BatchFolder, DiskError
+from .batch_folder import BatchFolder, DiskError, check_same
 from .batch_list import Listed
 from .inputs import Input, fingerprint
 from .pipeline import Analysis, Progress
 from .record import open_input, why
+from .slide import ImageError
 
 if TYPE_CHECKING:
     from .classifier import Classifier
@@ -250,7 +251,12 @@ class Batch:
             except Exception as error:  # noqa: BLE001 - a picture that cannot be drawn must not end the run
                 self._fail(entry, why(error, step.item))
         else:
-            self._fail(entry, why(step.what, step.item))
+            reason = why(step.what, step.item)
+            try:
+                check_same(step.item, entry.before)
+            except ImageError as error:  # which explains whatever happened
+                reason = str(error)
+            self._fail(entry, reason)
         return entry.report()
 
     def _fail(self, entry: _Entry, reason: str) -> None:

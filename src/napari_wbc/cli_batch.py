@@ -123,9 +123,7 @@ def _end(run: Batch, output: Path, why: tuple[str, int]) -> None:
         say(f"Results in {output}")
     say("Research use only.")
     if why[0]:
-        stop(
-            f"{why[0]}. {finished} of {run.total} slides are finished; the same command goes on with the rest.", why[1]
-        )
+        stop(f"{why[0]}. {finished} of {run.total} slides are finished; the same command goes on from there.", why[1])
     raise typer.Exit(0 if not failures else SOME_FAILED if finished else ALL_FAILED)
 
 

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 def one_thread() -> Generator[None, None, None]:
     """Let torch work with one thread inside.
 
-    It shares its sums out among threads: another number of them changes the last digits of a probability, and with them
-    a table. The same digits are wanted everywhere, so that a laptop, a cluster and the dock give the same file. Little is
+    It shares its sums out among threads: another number of them changes the last digits of a probability, and so a
+    table. The same digits are wanted everywhere: a laptop, a cluster and the dock give the same file. Little is
     lost: the other processors read and segment the next windows meanwhile.
     """
     import torch

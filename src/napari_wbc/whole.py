@@ -187,11 +187,15 @@ def once(seen: Sequence[Sighting], classified: bool) -> tuple[list[Sighting], li
         return [], []
     radius = np.sqrt(np.array([cell.row["area"] for cell in found]) / np.pi)
     centres = _centres(found)
-    around = cKDTree(centres).query_ball_point(centres, radius)
+    # Two are one cell if the centre of either lies in the other: a window may see more of a cell, or two as one.
+    around = [set(near_by) for near_by in cKDTree(centres).query_ball_point(centres, radius)]
+    for k, near_by in enumerate([*map(tuple, around)]):
+        for j in near_by:
+            around[j].add(k)
     taken = np.zeros(len(found), dtype=bool)
     kept = []
     for k, cell in enumerate(found):
-        if taken[around[k]].any():
+        if taken[list(around[k])].any():
             continue
         taken[k] = True
         kept.append(cell)

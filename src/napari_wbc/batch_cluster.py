@@ -182,7 +182,7 @@ class Cluster:
                 local = LocalCluster(
                     n, threads_per_worker=1, dashboard_address=None, env=env, silence_logs=logging.CRITICAL
                 )
-            client = Client(local or scheduler, timeout=20, set_as_default=False)
+            client = Client(local or scheduler, timeout=10, set_as_default=False)
         except (OSError, ValueError, RuntimeError) as error:
             if scheduler is None:
                 raise ClusterError(f"no workers can be started here ({error})") from error

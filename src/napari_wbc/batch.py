@@ -44,6 +44,8 @@ class Report:
         Cells classified so far.
     reason : str
         Why it failed.
+    folder : str
+        The name of its folder of results.
     """
 
     slide: str
@@ -53,6 +55,7 @@ class Report:
     total: int = 0
     cells: int = 0
     reason: str = ""
+    folder: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ class _Entry:
 
     def report(self) -> Report:
         cells = self.record["cells"] if self.record else 0
-        return Report(self.listed.input.slide, self.state, cells=cells, reason=self.reason)
+        item = self.listed.input
+        return Report(item.slide, self.state, cells=cells, reason=self.reason, folder=item.folder)
 
 
 class Batch:
@@ -240,7 +244,8 @@ class Batch:
         entry = self._entries[step.item.folder]
         if isinstance(step.what, Progress):
             what = step.what
-            return Report(step.item.slide, "running", what.stage, what.done, what.total, step.cells)
+            item = step.item
+            return Report(item.slide, "running", what.stage, what.done, what.total, step.cells, "", item.folder)
         if isinstance(step.what, Analysis):
             try:
                 seconds = time.monotonic() - entry.since

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from contextlib import AbstractContextManager, closing, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -145,7 +146,7 @@ class _Lines:
         if report.state == "running" and now - self._last.get(report.slide, 0.0) < _OFTEN:
             return
         self._last[report.slide] = now
-        told = {key: getattr(report, key) for key in ("slide", "state", "stage", "done", "total", "cells", "reason")}
+        told = asdict(report)
         print(json.dumps({"slide": told.pop("slide"), "report": told}), file=sys.stderr, flush=True)
         self._run("slides", run.total - run.states["waiting"] - run.states["running"], run.total)
 

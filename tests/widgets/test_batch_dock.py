@@ -10,7 +10,6 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import slides
-from conftest import FIELDS
 
 from napari_wbc._widgets import _batch
 from napari_wbc._widgets._layers import cells_of
@@ -28,7 +27,7 @@ def smears(tmp_path):
     folder.mkdir()
     slides.write(folder / "slide.svs", slides.mosaic(1, 2), factor=2)
     (folder / "slide.svs.truth.csv").unlink()
-    shutil.copy(FIELDS[0], folder / "photo.jpg")
+    shutil.copy(slides.FIELDS[0], folder / "photo.jpg")
     (folder / "broken.svs").write_bytes(b"II*\0garbage")
     return folder
 

@@ -33,6 +33,7 @@ from napari_wbc.slide import IMAGE_SUFFIXES, SLIDE_SUFFIXES
 
 from ._child import Child, arguments_of
 from ._dock import READY, ButtonDock
+from ._labelled import shown
 from ._models import ModelChoice
 from ._train import time_left
 
@@ -118,6 +119,7 @@ class BatchWidget(ButtonDock):
             return
         try:
             self.viewer.open(str(self.output / self._folders[name]), plugin="napari-wbc")
+            self.viewer.reset_view()
         # An exception that leaves a slot ends the whole program.
         except Exception as error:  # noqa: BLE001
             self._fail(error)
@@ -144,7 +146,8 @@ class BatchWidget(ButtonDock):
         self.progress.setValue(done)
         seconds, fresh = time.monotonic() - self._began, done - self._before
         left = time_left(seconds, fresh, total - done)
-        speed = f", {sum(self._cells.values()) / seconds:.0f} cells/s" if seconds > 1 and self._cells else ""
+        cells = sum(self._cells.values())
+        speed = f", {cells / seconds:.1f} cells/s" if seconds > 1 and cells else ""
         self.progress.setFormat(f"{done} of {total}{speed}{left and f', {left}'}")
         counts = Counter(self._states.values())
         said = [f"{counts[state]} {state}" for state in ("running", "done", "skipped", "failed") if counts[state]]
@@ -187,7 +190,7 @@ class BatchWidget(ButtonDock):
             self._fail(ValueError(why))
         elif output:
             lines = [line for line in output.splitlines() if " cells in " in line or line.startswith("Note: ")]
-            self.status.setText("\n".join([*lines, f"Results in {self.output}", "Research use only."]))
+            self.status.setText("\n".join([*lines, f"Results in {shown(self.output)}", "Research use only."]))
         else:
             self.status.setText("Stopped. What is finished is kept; Batch annotate, with the same settings, goes on.")
 
@@ -203,6 +206,8 @@ class BatchWidget(ButtonDock):
             "or a CSV file with the columns slide, patient and group"
         )
         self.slides.setMaximumHeight(90)
+        # napari's themes leave it without a frame.
+        self.slides.setStyleSheet("QPlainTextEdit { border: 1px solid rgba(128, 128, 128, 150); border-radius: 2px; }")
         self.slides.textChanged.connect(self._say_next)
         files, folder, browse = QPushButton("Files…"), QPushButton("Folder…"), QPushButton("…")
         files.clicked.connect(self._add_files)
@@ -211,7 +216,7 @@ class BatchWidget(ButtonDock):
         row.addWidget(files)
         row.addWidget(folder)
         self.folder = QLineEdit()
-        self.folder.setPlaceholderText(str(RESULTS))
+        self.folder.setPlaceholderText(shown(RESULTS))
         self.folder.setToolTip("Folder of the results. One that holds a stopped run goes on with it.")
         browse.setMaximumWidth(32)
         browse.clicked.connect(self._browse_output)
@@ -228,8 +233,8 @@ class BatchWidget(ButtonDock):
         self.device.addItem("cpu", "cpu")
         self.threshold, self.mpp, self.scheduler = QLineEdit(), QLineEdit(), QLineEdit()
         self.threshold.setPlaceholderText("the model's")
-        self.mpp.setPlaceholderText("each slide's own, else from the red cells")
-        self.scheduler.setPlaceholderText("none; tcp://host:8786 of a Dask cluster")
+        self.mpp.setPlaceholderText("each slide's own, or measured")
+        self.scheduler.setPlaceholderText("none, or tcp://host:8786")
         self.workers = QSpinBox()
         self.workers.setRange(0, 256)
         self.workers.setSpecialValueText("one process, without Dask")

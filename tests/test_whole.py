@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import slides
 from conftest import FIELDS
+from PIL import Image
 from skimage.draw import polygon
 
 from napari_wbc.coarse import REASONS, View, survey
@@ -101,6 +102,28 @@ def test_a_slide_without_anything_on_it_is_a_valid_empty_result(mpp, classifier)
     assert result.whole.regions.set_index("region")["share"]["glass"] == 1
 
 
+def test_a_slide_without_one_white_cell(tmp_path, classifier):
+    red = slides.mosaic(1, 1)[:, :240]  # beside the only white cell of its field
+    image = np.tile(np.concatenate([red, red[:, ::-1]], axis=1), (2, 3, 1))
+    result = run(analyse(Slide.open(slides.write(tmp_path / "a.tif", image)), classifier))
+    assert len(result.cells) == 0
+    assert result.cells.classes == classifier.card.classes
+    assert set(result.differential["n"]) == {0}
+
+
+def test_cells_under_a_pen_are_left_out_and_said():
+    field = np.asarray(Image.open(FIELDS[0]).reduce(3))
+    red = field[:, :80]
+    film = np.tile(np.concatenate([red, red[:, ::-1]], axis=1), (12, 20, 1)).copy()
+    for left in (400, 2400):
+        film[960 : 960 + len(field), left : left + field.shape[1]] = field
+    film[500:1500, 100:1000] = film[500:1500, 100:1000] * np.array([0.12, 0.28, 0.62])
+    result = run(analyse(Slide.from_levels([film], mpp=3 * slides.MPP)))
+    assert len(result.cells) == 1
+    assert result.cells.centroids[0, 1] > 2400
+    assert any("pen" in note for note in result.notes)
+
+
 def test_something_without_red_cells_and_scale_asks_for_one():
     stripes = np.where(np.arange(1200) // 100 % 2 > 0, 240, 90).astype(np.uint8)
     image = np.broadcast_to(stripes[None, :, None], (1200, 1200, 3)).copy()
@@ -109,7 +132,7 @@ def test_something_without_red_cells_and_scale_asks_for_one():
 
 
 def test_glass_pen_and_blur_are_told_from_the_monolayer():
-    from PIL import Image, ImageFilter
+    from PIL import ImageFilter
 
     film = np.tile(np.asarray(Image.open(FIELDS[0]).reduce(3)), (15, 20, 1))[:2400, :4000]  # about 0.22 µm per pixel
     film = film.copy()

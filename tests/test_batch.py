@@ -453,8 +453,17 @@ def test_broken_slides_fail_alone_on_a_cluster_too(folder, cluster, tmp_path):
     assert "cut.svs: " in said
 
 
-def test_a_scheduler_that_is_gone_and_one_that_never_was(folder, reference, classifier, tmp_path):
+def test_workers_need_dask(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert 'pip install "napari-wbc[batch]"' in call(folder, "-o", tmp_path / "out", "--workers", "2", code=1)
+    assert "--workers or --scheduler" in call(
+        folder, "-o", tmp_path, "--workers", 2, "--scheduler", "tcp://a:1", code=2
+    )
+
+
+def test_a_scheduler_that_is_gone_and_one_that_never_was(folder, reference, classifier, tmp_path, monkeypatch):
     pytest.importorskip("distributed")
+    monkeypatch.setattr("napari_wbc.batch_cluster._ANSWER", 2.0)
     from napari_wbc.batch_cluster import Cluster, ClusterError
 
     said = call(folder, "-o", tmp_path / "out", "--scheduler", "tcp://127.0.0.1:9", code=1)

@@ -49,6 +49,26 @@ def test_no_result_depends_on_where_tiles_begin(path, found, tile):
     np.testing.assert_array_equal(again.whole.film.kinds, found.whole.film.kinds)
 
 
+@pytest.mark.parametrize("processors", ["2", "3"])
+def test_no_digit_depends_on_the_number_of_processors(path, classifier, monkeypatch, processors):
+    import torch
+
+    monkeypatch.setattr("napari_wbc.plan.PART", 2)  # several batches at a time
+    before = torch.get_num_threads()
+    tables = []
+    try:
+        for n in ("1", processors):
+            monkeypatch.setenv("OMP_NUM_THREADS", n)
+            torch.set_num_threads(int(n))
+            tables.append(run(analyse(Slide.open(path), classifier)).cells)
+            tables.append(run(analyse(Slide.open(FIELDS[2]), classifier)).cells)
+            assert torch.get_num_threads() == int(n)
+    finally:
+        torch.set_num_threads(before)
+    assert tables[0] == tables[2]
+    assert tables[1] == tables[3]
+
+
 def test_no_cell_lies_in_another(tmp_path):
     image = slides.mosaic(1, 4)[:, :1280]  # one window sees two cells as one
     result = run(analyse(Slide.open(slides.write(tmp_path / "a.tif", image, factor=2))))
@@ -169,6 +189,7 @@ def test_results_of_a_slide_are_written_and_read_back(found, tmp_path):
     assert results.cells == found.cells
     assert results.labels is None
     assert results.image == found.slide.path
+    assert found.whole.regions["cells"].sum() == N_CELLS
     write_results(found, folder)  # our own results are replaced
     assert "monolayer" in (folder / "regions.csv").read_text()
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .classifier import Classifier
 
 _OFTEN = 0.5
+_ANSWER = 10.0
 _AHEAD = 2
 """Slides that are begun beyond one a worker: there is work while tables are written."""
 
@@ -182,7 +183,7 @@ class Cluster:
                 local = LocalCluster(
                     n, threads_per_worker=1, dashboard_address=None, env=env, silence_logs=logging.CRITICAL
                 )
-            client = Client(local or scheduler, timeout=10, set_as_default=False)
+            client = Client(local or scheduler, timeout=_ANSWER, set_as_default=False)
         except (OSError, ValueError, RuntimeError) as error:
             if scheduler is None:
                 raise ClusterError(f"no workers can be started here ({error})") from error

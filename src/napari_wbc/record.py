@@ -268,6 +268,7 @@ def versions() -> dict[str, str]:
         "pandas",
         "pillow",
         "imagecodecs",
+        "distributed",
     ):
         try:
             found[name] = version(name)

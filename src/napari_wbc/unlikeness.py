@@ -9,6 +9,7 @@ examples with Gram matrices", ICML 2020).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,10 @@ class Gauge:
 
     def __init__(self, blocks: Sequence[nn.Module], weight: Tensor, bias: Tensor) -> None:
         self.blocks, self.weight, self.bias = tuple(blocks), weight, bias
-        self._seen: list[Tensor] = []
+        # Threads may judge at the same time, each its own batch.
+        self._own, self._lock = threading.local(), threading.Lock()
+        self._hooks: list[Any] = []
+        self._watchers = 0
 
     @classmethod
     def load(
@@ -85,19 +89,25 @@ class Gauge:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Collect the statistics of one pass through the network."""
-        self._seen = []
-        hooks = [block.register_forward_hook(self._see) for block in self.blocks]
+        with self._lock:
+            if not self._watchers:
+                self._hooks = [block.register_forward_hook(self._see) for block in self.blocks]
+            self._watchers += 1
+        self._own.seen = []
         try:
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            with self._lock:
+                self._watchers -= 1
+                if not self._watchers:
+                    for hook in self._hooks:
+                        hook.remove()
 
     def statistics(self) -> Tensor:
         """Return the statistics (n, d) of the pass that was watched."""
         import torch
 
-        return torch.cat(self._seen, 1)
+        return torch.cat(self._own.seen, 1)
 
     def score(self) -> Tensor:
         """Return the score (n,) of the pass that was watched; above 0 is unlike rather than like."""
@@ -112,4 +122,4 @@ class Gauge:
             raise ValueError("unlikeness: a block of the network gives no feature maps (n, c, h, w)")
         rows, columns = (int(side * MARGIN) for side in maps.shape[2:])
         middle = maps[:, :, rows : maps.shape[2] - rows, columns : maps.shape[3] - columns].float().flatten(2)
-        self._seen += torch.std_mean(middle, 2, correction=0)[::-1]
+        self._own.seen += torch.std_mean(middle, 2, correction=0)[::-1]

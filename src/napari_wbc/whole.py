@@ -10,10 +10,10 @@ put together (`once`, `judge`, `assemble`). A cluster runs the same steps, the p
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from .geojson import Rings, outlines
 from .plan import Plan, Polygons, Step, make_plan, near
 from .segment import segment
 from .slide import Slide
-from .steady import one_thread
+from .steady import one_thread, processors
 
 if TYPE_CHECKING:
     from .classifier import Classifier, ModelCard
@@ -141,28 +141,59 @@ def examine(
     """
     stage, total = "finding white cells", sum(map(len, parts))
     yield stage, 0, total, None
-    if classifier is not None:
-        stage = "classifying"
-    job = _Job(slide, plan, classifier.card.crop if classifier else None) if total else None
-    windows = _ahead(job, chain(*parts)) if job else iter(())
+    if not total:
+        return []
+    judging = _Judging(classifier) if classifier is not None else None
+    stage = stage if judging is None else "classifying"
+    windows = _ahead(_Job(slide, plan, classifier.card.crop if classifier else None), chain(*parts))
     seen: list[Sighting] = []
+    waiting: list[Sighting] = []
     done = 0
-    for part in parts:
-        waiting: list[Sighting] = []
-        for k, cells in zip(part, windows, strict=False):
-            done += 1
-            seen += cells
-            waiting += [cell for cell in cells if cell.crop is not None]
-            fresh = None
-            # A batch ends where a part ends: what the network sees at once is the same wherever parts are worked on.
-            while classifier is not None and (len(waiting) >= _BATCH or (waiting and k == part[-1])):
-                _classify(classifier, waiting[:_BATCH])
-                fresh = _table(waiting[:_BATCH], slide.name, classifier.card, threshold)
-                waiting = waiting[_BATCH:]
-                yield stage, done, total, fresh
-            if fresh is None:
-                yield stage, done, total, None
+    with judging or nullcontext():
+        for part in parts:
+            for k, cells in zip(part, windows, strict=False):
+                done += 1
+                seen += cells
+                waiting += [cell for cell in cells if cell.crop is not None]
+                # A batch ends where a part ends: the network sees the same at once wherever parts are worked on.
+                while judging is not None and (len(waiting) >= _BATCH or (waiting and k == part[-1])):
+                    judging.take(waiting[:_BATCH])
+                    waiting = waiting[_BATCH:]
+                fresh = judging.given(all_of_them=done == total) if judging is not None else []
+                card = classifier.card if classifier is not None else None
+                yield stage, done, total, _table(fresh, slide.name, card, threshold) if fresh else None
     return seen
+
+
+class _Judging:
+    """Batches at the network, as many at a time as there are processors, each with one thread."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        on_cpu = next(classifier.network.parameters()).device.type == "cpu"
+        self._n = processors() if on_cpu else 1
+        self._pool = ThreadPoolExecutor(self._n, "network")
+        self._classifier, self._one = classifier, one_thread()
+        self._batches: deque[tuple[Future[None], list[Sighting]]] = deque()
+
+    def __enter__(self) -> None:
+        self._one.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._one.__exit__(None, None, None)
+
+    def take(self, cells: list[Sighting]) -> None:
+        """Classify cells as soon as there is room."""
+        self._batches.append((self._pool.submit(_classify, self._classifier, cells), cells))
+
+    def given(self, *, all_of_them: bool) -> list[Sighting]:
+        """Return the cells that are classified by now; wait for all, or where too many are on the way."""
+        ready: list[Sighting] = []
+        while self._batches and (all_of_them or len(self._batches) > 2 * self._n or self._batches[0][0].done()):
+            future, cells = self._batches.popleft()
+            future.result()
+            ready += cells
+        return ready
 
 
 def once(seen: Sequence[Sighting], classified: bool) -> tuple[list[Sighting], list[Sighting]]:
@@ -220,7 +251,8 @@ def assemble(slide: Slide, plan: Plan, kept: Sequence[Sighting], card: ModelCard
         kept = [cell for cell, is_inside in zip(kept, inside, strict=True) if is_inside]
     cells = _table(kept, slide.name, card, threshold)
     rings = {k: cell.rings for k, cell in enumerate(kept, start=1)}
-    return Found(cells, plan.look, Whole(rings, plan.film, plan.regions), plan.notes)
+    regions = plan.regions.assign(cells=np.bincount(plan.film.kind_at(cells.centroids), minlength=len(plan.regions)))
+    return Found(cells, plan.look, Whole(rings, plan.film, regions), plan.notes)
 
 
 class _Job:
@@ -292,9 +324,7 @@ def crop_slide(
 
 def _ahead(job: Callable[[int], list[Sighting]], order: Iterable[int]) -> Iterator[list[Sighting]]:
     """Results in order, while threads work on the next ones; closing stops them."""
-    # Where several processes share a machine, each is told so in this variable.
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    workers = max(1, int(told) if told.isdecimal() else os.cpu_count() or 1)
+    workers = processors()
     pool = ThreadPoolExecutor(workers, "windows")
     waiting: deque[Future[list[Sighting]]] = deque()
     try:

@@ -85,6 +85,8 @@ def take(name, home, options):
         viewer.reset_view()
     wait(2)
     shot = Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)).convert("RGB")
+    if name == "batch":  # few colours are enough to see where things are
+        shot = shot.quantize(255, dither=Image.Dither.NONE)
     shot.save(FOLDER / f"{name}.png", optimize=True)  # all colours: those of the classes must not merge
     print(f"{name}: {dock.status.text()}")
     viewer.close()

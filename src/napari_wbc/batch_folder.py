@@ -192,9 +192,9 @@ class BatchFolder:
             "counts": _counts(analysis.cells),
         }  # fmt: skip
         with _disk_errors():
+            write_results(analysis, self.path / item.folder, also=lambda folder: self._also(analysis, folder))
             with new_file(self._part(item.slide)) as fresh:
                 fresh.write_bytes(_parquet(analysis.cells))
-            write_results(analysis, self.path / item.folder, also=lambda folder: self._also(analysis, folder))
             with new_file(self.path / _STATES / f"{item.folder}.json") as fresh:
                 fresh.write_text(json.dumps(record) + "\n", encoding="utf-8")
         found: dict[str, Any] = json.loads(json.dumps(record))  # as a later start reads it

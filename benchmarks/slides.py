@@ -1,6 +1,6 @@
 """Print what whole slides cost and how many of their cells are found, in one run.
 
-    python benchmarks/slides.py --data DATA [--folder FOLDER] [--rows sparse dense size tiles]
+    python benchmarks/slides.py --data DATA [--folder FOLDER] [--rows sparse dense size tiles workers dask]
 
 Slides are made by `make_slide.py` into the folder and kept there. Times are medians of three runs in processes of their
 own; memory is the peak above what the imports take.
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ SLIDES = {  # size, fields with white cells, µm per pixel
     "0.1": ((12288, 8192), 550, DENSE_MPP),
     "5": ((81920, 61440), 27500, DENSE_MPP),
 }
+N_BATCH = 8
 WITHIN_UM = 6.0
 
 
@@ -42,6 +44,15 @@ def make(name: str, folder: Path, data: Path) -> Path:
         command += ["--size", *map(str, size), "--cells", str(cells), "--mpp", str(mpp)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return path
+
+
+def copies(path: Path) -> list[Path]:
+    """Return slides of one content: the same work each."""
+    found = [path.with_name(f"{path.stem}-{k}{path.suffix}") for k in range(N_BATCH)]
+    for copy in found:
+        if not copy.is_file():
+            os.link(path, copy)
+    return found
 
 
 def child(task: str, path: Path, tile: int) -> dict[str, float]:
@@ -83,6 +94,35 @@ def child(task: str, path: Path, tile: int) -> dict[str, float]:
     return {"seconds": seconds, "megabytes": (after - before) / 1024, **found}
 
 
+def batch(paths: list[Path], workers: int) -> dict[str, float]:
+    """Do slides on so many workers that have started, and say how long it took and what the tables are."""
+    from napari_wbc.batch import Batch
+    from napari_wbc.batch_cluster import Cluster
+    from napari_wbc.batch_folder import BatchFolder, Terms
+    from napari_wbc.batch_list import list_slides
+    from napari_wbc.classifier import Classifier
+    from napari_wbc.record import Settings
+
+    terms = Terms(Settings(), Classifier.load(device="cpu").card, "cpu")
+    with tempfile.TemporaryDirectory() as out, Cluster.started(terms, None, workers=workers) as cluster:
+        cluster.client.wait_for_workers(workers)
+        cluster.client.run(import_all)
+        with BatchFolder(Path(out), terms).held() as folder:
+            start = time.perf_counter()
+            for _ in (run := Batch(list_slides(paths)[0], folder)).run(cluster):
+                pass
+            seconds = time.perf_counter() - start
+        assert not run.failures, run.failures
+        tables = b"".join(path.read_bytes() for path in sorted(Path(out).rglob("cells.*")) if path.is_file())
+    return {"seconds": seconds, "cells": run.cells, "hash": zlib.crc32(tables)}
+
+
+def import_all() -> None:
+    """Import in a worker what it will need: that is no part of the run."""
+    for name in ("torch", "napari_wbc.pipeline", "skimage.measure", "tifffile", "imagecodecs"):
+        __import__(name)
+
+
 def score(centres: np.ndarray, truth: pd.DataFrame, mpp: float) -> dict[str, float]:
     """Share of the whole white cells of the table that have a cell of their own."""
     from scipy.spatial import cKDTree
@@ -96,9 +136,14 @@ def score(centres: np.ndarray, truth: pd.DataFrame, mpp: float) -> dict[str, flo
 
 
 def measure(task: str, path: Path, tile: int = 512, repeats: int = 3) -> dict[str, float]:
+    return measured([task, "--slide", str(path), "--tile", str(tile)], repeats)
+
+
+def measured(task: list[str], repeats: int) -> dict[str, float]:
+    """Medians over runs of a task in processes of their own."""
     runs = []
     for _ in range(repeats):
-        command = [sys.executable, __file__, "--child", task, "--slide", str(path), "--tile", str(tile)]
+        command = [sys.executable, __file__, "--child", *task]
         out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         runs.append(json.loads(out.splitlines()[-1]))
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
@@ -138,14 +183,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "napari-wbc-slides")
-    parser.add_argument("--rows", nargs="+", default=["tiles", "sparse", "dense", "size"])
+    parser.add_argument("--rows", nargs="+", default=["tiles", "workers", "dask", "sparse", "dense", "size"])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--child")
-    parser.add_argument("--slide", type=Path)
+    parser.add_argument("--slide", type=Path, nargs="+")
+    parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--tile", type=int, default=512)
     args = parser.parse_args()
     if args.child:
-        print(json.dumps(child(args.child, args.slide, args.tile)))
+        found = batch(args.slide, args.workers) if args.child == "batch" else child(args.child, *args.slide, args.tile)
+        print(json.dumps(found))
         return
     print(json.dumps({"python": platform.python_version(), "machine": platform.machine(), "cores": os.cpu_count()}))
     if "tiles" in args.rows:
@@ -155,6 +202,18 @@ def main() -> None:
             told(f"small, tiles of {tile}", one)
         print("identical tables:", len({one["hash"] for one in found.values()}) == 1)
         print(f"the same fields one by one: recall {100 * fields_alone(path, args.data):.1f} %")
+    if "workers" in args.rows:
+        paths = [str(make("small", args.folder, args.data))]
+        runs = [measured(["batch", "--workers", str(n), "--slide", *paths], 1) for n in (1, 2)]
+        print("1 worker against 2 worker processes: identical tables:", len({one["hash"] for one in runs}) == 1)
+    if "dask" in args.rows:
+        paths = [str(path) for path in copies(make("small", args.folder, args.data))]
+        one, two = (measured(["batch", "--workers", str(n), "--slide", *paths], args.repeats) for n in (1, 2))
+        print(
+            f"Dask local cluster, 2 workers against 1 on {N_BATCH} slides: {one['seconds'] / two['seconds']:.2f}× "
+            f"({one['seconds']:.1f} s, {two['seconds']:.1f} s, {one['cells']:.0f} cells)",
+            flush=True,
+        )
     for name in ("sparse", "dense"):
         if name in args.rows:
             path = make(name, args.folder, args.data)

@@ -25,6 +25,7 @@ SHOTS = {
     "segment": ("smear_neutrophil_monocyte", "Segment cells", "dark"),
     "crop": ("smear_neutrophil_monocyte", "Crop cells", "dark"),
     "train": ("nine_fields", "Train classifier", "dark"),
+    "batch": ("", "Batch annotate", "dark"),
 }
 A_CLASS = 40
 
@@ -49,6 +50,17 @@ def set_up_training(dock, home, cells, start):
         dock.weights.setCurrentIndex(1)
 
 
+def set_up_batch(dock, home):
+    """A folder of smears of which one is broken."""
+    smears = home / "smears"
+    smears.mkdir()
+    for sample in samples():
+        shutil.copy(sample.path, smears)
+    (smears / "half copied.svs").write_bytes(b"II*\0" + bytes(99))
+    dock.slides.setPlainText("~/smears")
+    dock.folder.setText("~/results")
+
+
 def take(name, home, options):
     sample, title, theme = SHOTS[name]
     get_settings().appearance.theme = theme
@@ -56,19 +68,25 @@ def take(name, home, options):
     viewer.window.resize(*SIZE)
     if name == "slide":
         viewer.open(sample, plugin="napari-wbc")
-    else:
+    elif sample:
         viewer.open_sample("napari-wbc", sample)
     _, dock = viewer.window.add_plugin_dock_widget("napari-wbc", title)
     wait(1)
     viewer.reset_view()
     if name == "train":
         set_up_training(dock, home, options.cells, options.start)
+    if name == "batch":
+        set_up_batch(dock, home)
     dock.run_button.click()
     wait(1800, until=lambda: not dock.is_running)
+    if name == "batch":
+        dock.open_slide(next(k for k in range(99) if dock.table.item(k, 0).text().startswith("nine")))
     if name == "crop":
         viewer.reset_view()
     wait(2)
     shot = Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)).convert("RGB")
+    if name == "batch":  # few colours are enough to see where things are
+        shot = shot.quantize(255, dither=Image.Dither.NONE)
     shot.save(FOLDER / f"{name}.png", optimize=True)  # all colours: those of the classes must not merge
     print(f"{name}: {dock.status.text()}")
     viewer.close()
@@ -91,6 +109,8 @@ if __name__ == "__main__":
         import napari
         from napari.settings import get_settings
         from qtpy.QtWidgets import QApplication
+
+        from napari_wbc import samples
 
         for name in options.names or SHOTS:
             take(name, Path(home), options)

@@ -124,6 +124,16 @@ def test_an_absurd_scale_in_a_file(tmp_path, image):
     assert Slide.open(tmp_path / "a.tif", mpp=0.07).mpp == 0.07
 
 
+@pytest.mark.parametrize("claimed", [b"0.0000", b"1.e+09", b"NaN   ", b"-0.072"])
+def test_a_scanner_that_writes_an_absurd_scale(folder, tmp_path, claimed):
+    data = (folder / "slide.svs").read_bytes()
+    assert b"MPP = 0.0725" in data
+    (tmp_path / "a.svs").write_bytes(data.replace(b"MPP = 0.0725", b"MPP = " + claimed))
+    slide = Slide.open(tmp_path / "a.svs")
+    assert slide.mpp is None
+    assert "which no microscope has" in slide.notes[0]
+
+
 def test_levels_that_disagree_are_left_out(tmp_path, image):
     with tifffile.TiffWriter(tmp_path / "a.tif") as tiff:
         for k, part in enumerate((image, averaged(image, 2), averaged(image, 4)[:, :100])):

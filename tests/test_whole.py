@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import slides
 from conftest import FIELDS
+from PIL import Image
+from skimage.draw import polygon
 
 from napari_wbc.coarse import REASONS, View, survey
 from napari_wbc.export import read_results, write_results
@@ -45,6 +47,36 @@ def test_no_result_depends_on_where_tiles_begin(path, found, tile):
     assert again.cells == found.cells
     assert again.appearance == found.appearance
     np.testing.assert_array_equal(again.whole.film.kinds, found.whole.film.kinds)
+
+
+@pytest.mark.parametrize("processors", ["2", "3"])
+def test_no_digit_depends_on_the_number_of_processors(path, classifier, monkeypatch, processors):
+    import torch
+
+    monkeypatch.setattr("napari_wbc.plan.PART", 2)  # several batches at a time
+    before = torch.get_num_threads()
+    tables = []
+    try:
+        for n in ("1", processors):
+            monkeypatch.setenv("OMP_NUM_THREADS", n)
+            torch.set_num_threads(int(n))
+            tables.append(run(analyse(Slide.open(path), classifier)).cells)
+            tables.append(run(analyse(Slide.open(FIELDS[2]), classifier)).cells)
+            assert torch.get_num_threads() == int(n)
+    finally:
+        torch.set_num_threads(before)
+    assert tables[0] == tables[2]
+    assert tables[1] == tables[3]
+
+
+def test_no_cell_lies_in_another(tmp_path):
+    image = slides.mosaic(1, 4)[:, :1280]  # one window sees two cells as one
+    result = run(analyse(Slide.open(slides.write(tmp_path / "a.tif", image, factor=2))))
+    seen = np.zeros(image.shape[:2], int)
+    for rings in result.whole.rings.values():
+        for ring in rings:
+            seen[polygon(ring[:, 1] - 0.5, ring[:, 0] - 0.5, seen.shape)] += 1
+    assert (seen > 1).sum() < 0.01 * seen.sum()
 
 
 def test_outlines_lie_where_the_cells_are(found):
@@ -90,6 +122,28 @@ def test_a_slide_without_anything_on_it_is_a_valid_empty_result(mpp, classifier)
     assert result.whole.regions.set_index("region")["share"]["glass"] == 1
 
 
+def test_a_slide_without_one_white_cell(tmp_path, classifier):
+    red = slides.mosaic(1, 1)[:, :240]  # beside the only white cell of its field
+    image = np.tile(np.concatenate([red, red[:, ::-1]], axis=1), (2, 3, 1))
+    result = run(analyse(Slide.open(slides.write(tmp_path / "a.tif", image)), classifier))
+    assert len(result.cells) == 0
+    assert result.cells.classes == classifier.card.classes
+    assert set(result.differential["n"]) == {0}
+
+
+def test_cells_under_a_pen_are_left_out_and_said():
+    field = np.asarray(Image.open(FIELDS[0]).reduce(3))
+    red = field[:, :80]
+    film = np.tile(np.concatenate([red, red[:, ::-1]], axis=1), (12, 20, 1)).copy()
+    for left in (400, 2400):
+        film[960 : 960 + len(field), left : left + field.shape[1]] = field
+    film[500:1500, 100:1000] = film[500:1500, 100:1000] * np.array([0.12, 0.28, 0.62])
+    result = run(analyse(Slide.from_levels([film], mpp=3 * slides.MPP)))
+    assert len(result.cells) == 1
+    assert result.cells.centroids[0, 1] > 2400
+    assert any("pen" in note for note in result.notes)
+
+
 def test_something_without_red_cells_and_scale_asks_for_one():
     stripes = np.where(np.arange(1200) // 100 % 2 > 0, 240, 90).astype(np.uint8)
     image = np.broadcast_to(stripes[None, :, None], (1200, 1200, 3)).copy()
@@ -98,7 +152,7 @@ def test_something_without_red_cells_and_scale_asks_for_one():
 
 
 def test_glass_pen_and_blur_are_told_from_the_monolayer():
-    from PIL import Image, ImageFilter
+    from PIL import ImageFilter
 
     film = np.tile(np.asarray(Image.open(FIELDS[0]).reduce(3)), (15, 20, 1))[:2400, :4000]  # about 0.22 µm per pixel
     film = film.copy()
@@ -135,6 +189,7 @@ def test_results_of_a_slide_are_written_and_read_back(found, tmp_path):
     assert results.cells == found.cells
     assert results.labels is None
     assert results.image == found.slide.path
+    assert found.whole.regions["cells"].sum() == N_CELLS
     write_results(found, folder)  # our own results are replaced
     assert "monolayer" in (folder / "regions.csv").read_text()
 

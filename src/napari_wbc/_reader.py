@@ -123,33 +123,33 @@ def _layers(folder: Path, name: str = "") -> list[LayerTuple]:
     from .export import read_results
 
     results = read_results(folder)
-    layers = list(layers_of(results.cells, results.labels, name))
+    slide = _slide(results.image) if results.image is not None and results.labels is None else []
+    place: dict[str, Any] = (
+        {name: slide[0][1][name] for name in ("scale", "units") if name in slide[0][1]} if slide else {}
+    )
+    extent = slide[0][0][0].shape[:2] if slide else None
+    layers = list(layers_of(results.cells, results.labels, name, place.get("scale", (1.0, 1.0)), extent))
     for _, attributes, _ in layers:
+        attributes.update(place)
+        ours = attributes.setdefault("metadata", {}).setdefault(_MARK, {})
         # So that a review writes its decisions where the results are.
-        attributes["metadata"][_MARK].update(folder=str(folder.absolute()), read=Shared(results.cells))
-    if results.image is None:
-        return layers
-    for _, attributes, _ in layers:
-        # So that a picture can be drawn again when corrected cells are saved.
-        attributes["metadata"][_MARK]["picture"] = str(results.image)
-    if results.labels is None:
-        return [*_slide(results.image, layers), *layers]
+        ours.update(folder=str(folder.absolute()), read=Shared(results.cells))
+        if results.image is not None:  # so that a picture can be drawn again when corrected cells are saved
+            ours["picture"] = str(results.image)
+    if results.image is None or results.labels is None:
+        return [*slide, *layers]
     return [*_picture(results.image, results.labels.shape, name), *layers]
 
 
-def _slide(path: Path, layers: list[LayerTuple]) -> list[LayerTuple]:
-    """Return the slide, and lay the cells over it."""
+def _slide(path: Path) -> list[LayerTuple]:
+    """Return the slide, on which the cells are laid."""
     from ._slide_reader import read_slide
     from .slide import ImageError
 
     try:
-        opened = read_slide(path)
+        return read_slide(path)
     except (ImageError, OSError):  # it has gone bad since; the results are still good
         return []
-    place: dict[str, Any] = {name: opened[0][1][name] for name in ("scale", "units") if name in opened[0][1]}
-    for _, attributes, _ in layers:
-        attributes.update(place)
-    return opened
 
 
 def _picture(path: Path, shape: tuple[int, ...], name: str) -> list[LayerTuple]:

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from . import cli_report, cli_search, cli_train
+from . import cli_batch, cli_report, cli_search, cli_train
+from .cli_shared import Device, Everywhere, Megapixels, Model, Threshold
 from .console import USAGE, Mpp, Run, bar, load_classifier, print_differential, print_table, say, stop, told
 from .inputs import printable
 from .piped import serve_program
@@ -31,25 +32,9 @@ app = typer.Typer(
 )
 
 
-def _share(value: float | None) -> float | None:
-    if value is not None and not 0 <= value <= 1:
-        raise typer.BadParameter(f"{value:g} is not between 0 and 1")
-    return value
-
-
 Images = Annotated[list[str], typer.Argument(help="Files, folders (with all in them) and patterns such as '*.png'.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.", show_default=False)]
-Model = Annotated[str | None, typer.Option(help="Name, card or folder of a model; the default model if not given.")]
-Threshold = Annotated[
-    float | None,
-    typer.Option(callback=_share, help="Cells less probable are unidentified; the model's own if not given."),
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest if not given.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that were corrected, too.")]
-Megapixels = Annotated[float, typer.Option(min=0.0, help="Larger pictures are refused; slides have any size.")]
-Everywhere = Annotated[
-    bool, typer.Option("--everywhere", help="On whole slides, look outside the monolayer too: thick part, edge, blur.")
-]
 
 
 def main() -> None:
@@ -212,6 +197,7 @@ def classify(
     run.end(f"{len(done)} predictions in {output}", len(done))
 
 
+app.command(epilog=_CODES)(cli_batch.batch)
 app.command(epilog="Research use only.")(cli_train.dataset)
 app.command(epilog="Research use only.")(cli_train.train)
 app.command(epilog="Research use only.")(cli_search.search)

@@ -25,6 +25,24 @@ Starts = Annotated[
         help="imagenet, random, or a safetensors file; NETWORK=… is for one network only. May be repeated.",
     ),
 ]
+
+
+def _share(value: float | None) -> float | None:
+    if value is not None and not 0 <= value <= 1:
+        raise typer.BadParameter(f"{value:g} is not between 0 and 1")
+    return value
+
+
+Model = Annotated[str | None, typer.Option(help="Name, card or folder of a model; the default model if not given.")]
+Threshold = Annotated[
+    float | None,
+    typer.Option(callback=_share, help="Cells less probable are unidentified; the model's own if not given."),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; the fastest if not given.")]
+Megapixels = Annotated[float, typer.Option(min=0.0, help="Larger pictures are refused; slides have any size.")]
+Everywhere = Annotated[
+    bool, typer.Option("--everywhere", help="On whole slides, look outside the monolayer too: thick part, edge, blur.")
+]
 NEEDS = "pip install 'napari-wbc[train]' installs what training and evaluation need"
 
 

@@ -166,17 +166,19 @@ def load_classifier(model: str | None, device: str | None) -> Classifier:
 
 
 def _stages(names: dict[Input, str], item: Input, steps: Steps) -> Steps:
-    """Pass the steps of a whole slide on and note what is being done."""
-    while True:
-        try:
-            step = next(steps)
-        except StopIteration as stop:
-            names.pop(item, None)
-            result: Analysis = stop.value
-            return result
-        share = f" {step.done} of {step.total}" if step.total else ""
-        names[item] = f"{printable(item.path)}: {step.stage}{share}"
-        yield step
+    """Pass the steps of a picture on and note what is being done."""
+    try:
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as stop:
+                result: Analysis = stop.value
+                return result
+            share = f" {step.done} of {step.total}" if step.total else ""
+            names[item] = f"{printable(item.path)}: {step.stage}{share}"
+            yield step
+    finally:
+        names.pop(item, None)
 
 
 def bar(results: Iterable[T], inputs: Sequence[Input], stages: Mapping[Input, str] | None = None) -> Iterator[T]:

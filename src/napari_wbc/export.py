@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,9 @@ __all__ = [
 RESULT_FILES = ("cells.csv", "cells.parquet", "cells.geojson", "labels.tif", "annotated.png")
 SLIDE_FILES = ("regions.csv", "regions.png", "slide.json")
 """What a whole slide has besides; it has no ``labels.tif``."""
+BATCH_FILES = ("thumbnail.png", "density.png")
+BATCH_FOLDER = "cells.ome.zarr"
+"""What a batch adds."""
 
 _CREATOR = "napari-wbc"
 _THUMBNAIL = 2048
@@ -67,6 +70,7 @@ def write_results(
     files: Collection[str] = RESULT_FILES,
     corrected: bool = False,
     overwrite: bool = False,
+    also: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write the results of a field into a folder.
 
@@ -84,6 +88,8 @@ def write_results(
         that the model gave they count as corrected anyway.
     overwrite : bool
         Whether the model's results may replace corrected ones.
+    also : callable, optional
+        Writes more files into the folder before it takes its place.
 
     Returns
     -------
@@ -98,7 +104,9 @@ def write_results(
     """
     corrected = corrected or differs_from_model(analysis.cells)
     if analysis.whole is not None:
-        return _write_slide(analysis, analysis.whole, Path(folder), files, corrected=corrected, overwrite=overwrite)
+        return _write_slide(
+            analysis, analysis.whole, Path(folder), files, corrected=corrected, overwrite=overwrite, also=also
+        )
     return write_folder(
         folder,
         analysis.cells,
@@ -108,6 +116,7 @@ def write_results(
         files=files,
         corrected=corrected,
         overwrite=overwrite,
+        also=also,
     )
 
 
@@ -124,6 +133,7 @@ def write_folder(
     rings: Mapping[int, Rings] | None = None,
     step: float = 1.0,
     more: Mapping[str, bytes] | None = None,
+    also: Callable[[Path], None] | None = None,
 ) -> Path:
     """Write cells and labels into a folder as `write_results` does.
 
@@ -150,6 +160,8 @@ def write_folder(
         How many pixels of the cells' coordinates a pixel of `image` is wide.
     more : mapping of str to bytes, optional
         Further files of a whole slide.
+    also : callable, optional
+        As for `write_results`.
 
     Returns
     -------
@@ -189,12 +201,15 @@ def write_folder(
             slides = list(dict.fromkeys(cells.table["slide"])) or [""]
             blocks = [differential(Cells(cells.table[cells.table["slide"] == name]), name) for name in slides]
             harmless(pd.concat(blocks)).to_csv(fresh / "differential.csv", index=False)
+        if also is not None:
+            also(fresh)
     return folder
 
 
 def _write_slide(
-    analysis: Analysis, whole: Whole, folder: Path, files: Collection[str], *, corrected: bool, overwrite: bool
-) -> Path:
+    analysis: Analysis, whole: Whole, folder: Path, files: Collection[str], *, corrected: bool, overwrite: bool,
+    also: Callable[[Path], None] | None,
+) -> Path:  # fmt: skip
     """Write the results of a whole slide: no label image, but what its regions are, as a table and a small map."""
     from io import BytesIO
 
@@ -205,12 +220,12 @@ def _write_slide(
     image = slide.thumbnail(_THUMBNAIL)
     if "annotated.png" in files:
         picture = BytesIO()
-        region_map(image, whole.film.kinds, slide.shape, whole.film.step).save(picture, "PNG")
+        region_map(image, whole.film.kinds, slide.shape, whole.film.step).save(picture, "PNG", compress_level=2)
         more["regions.png"] = picture.getvalue()
     more |= slide_note(slide) | {"regions.csv": whole.regions.to_csv(index=False).encode()}
     return write_folder(
         folder, analysis.cells, None, image=image, picture=slide.path, files=files, corrected=corrected,
-        overwrite=overwrite, rings=whole.rings, step=slide.shape[1] / image.shape[1], more=more,
+        overwrite=overwrite, rings=whole.rings, step=slide.shape[1] / image.shape[1], more=more, also=also,
     )  # fmt: skip
 
 
@@ -236,8 +251,9 @@ def check_folder(folder: str | Path, *, overwrite: bool) -> None:
 
 
 def _foreign(folder: Path) -> list[str]:
-    ours = {*RESULT_FILES, *SLIDE_FILES, *REVIEW_FILES, "differential.csv", *DEBRIS}
-    return [path.name for path in folder.iterdir() if path.name not in ours or not path.is_file()]
+    ours = {*RESULT_FILES, *SLIDE_FILES, *BATCH_FILES, *REVIEW_FILES, "differential.csv", *DEBRIS}
+    found = (path for path in folder.iterdir() if path.name != BATCH_FOLDER)
+    return [path.name for path in found if path.name not in ours or not path.is_file()]
 
 
 def read_results(folder: str | Path, *, decided: bool = True, table: Path | None = None) -> Results:

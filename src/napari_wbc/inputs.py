@@ -15,7 +15,8 @@ from .slide import IMAGE_SUFFIXES, SLIDE_SUFFIXES
 from .slide_formats import is_zarr
 
 # Written by a run into its folder, so no picture's folder may be called so.
-RUN_FILES = ("run.json", "differential.csv")
+RUN_FILES = ("run.json", "differential.csv", "summary.csv", "cells.parquet")
+OUR_PICTURES = ("labels.tif", "annotated.png", "regions.png", "density.png", "thumbnail.png", "cells.ome.zarr")
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,23 @@ def find_images(arguments: Iterable[str | Path]) -> tuple[list[Path], list[tuple
     return list(images.values()), missing
 
 
+def fingerprint(path: Path) -> dict[str, int]:
+    """Return size and time of a slide on disk; those of a slide of many files are taken together.
+
+    Raises
+    ------
+    OSError
+        If it is not there.
+    """
+    files = [path]
+    if path.is_dir():
+        files = [file for file in path.rglob("*") if file.is_file()]
+    elif path.suffix.lower() == ".mrxs":
+        files += [file for file in path.with_suffix("").rglob("*") if file.is_file()]
+    found = [file.stat() for file in files]
+    return {"bytes": sum(one.st_size for one in found), "mtime_ns": max((one.st_mtime_ns for one in found), default=0)}
+
+
 def _expand(path: Path) -> tuple[list[Path], str]:
     if path.is_file() or is_zarr(path):
         return [path], ""
@@ -111,7 +129,7 @@ def _is_image(path: Path) -> bool:
     if suffix not in (*IMAGE_SUFFIXES, *SLIDE_SUFFIXES):
         return False
     tables = (path.parent / "cells.csv", path.parent / "cells.parquet")
-    ours = path.name in ("labels.tif", "annotated.png", "regions.png") and any(table.is_file() for table in tables)
+    ours = path.name in OUR_PICTURES and any(table.is_file() for table in tables)
     return not ours and not path.parent.name.endswith(".partial")
 
 

@@ -90,10 +90,10 @@ def dotted(image: npt.NDArray[np.uint8], cells: Cells, step: float) -> Image.Ima
     from PIL import Image, ImageDraw
 
     picture = Image.fromarray(image)
-    draw, radius = ImageDraw.Draw(picture), max(2.0, max(picture.size) / 300)
+    draw, radius = ImageDraw.Draw(picture), max(3.0, max(picture.size) / 250)
     for (row, column), name in zip((cells.centroids + 0.5) / step, cells.table["class"], strict=True):
         box = (column - radius, row - radius, column + radius, row + radius)
-        draw.ellipse(box, fill=colour(name), outline=_PAPER)
+        draw.ellipse(box, fill=colour(name), outline=_INK)
     return picture
 
 
@@ -127,7 +127,7 @@ def region_map(
                      for n, whole, len_ in zip(image.shape[:2], shape, kinds.shape, strict=True))  # fmt: skip
     paint = np.array([list(bytes.fromhex(REGIONS[name].removeprefix("#"))) for name in REASONS], np.float32)
     picture = Image.fromarray((0.6 * image + 0.4 * paint[kinds[rows][:, columns]]).astype(np.uint8))
-    draw, font = ImageDraw.Draw(picture), _font(max(12.0, picture.height / 40), bold=True)
+    draw, font = ImageDraw.Draw(picture), typeface(max(12.0, picture.height / 40), bold=True)
     for k, name in enumerate(REASONS):
         y = (k + 0.7) * font.size * 1.4
         draw.rectangle((8, y - font.size / 2, 8 + font.size, y + font.size / 2), fill=REGIONS[name], outline=_INK)
@@ -155,7 +155,7 @@ def _draw_cells(
     if not boxes or len(boxes) > MAX_TAGS:
         return
     typical = float(np.median([box[3] - box[1] for box in boxes.values()]))
-    font = _font(max(MIN_TAG, min(unit * 0.85, 0.3 * typical)), bold=True)
+    font = typeface(max(MIN_TAG, min(unit * 0.85, 0.3 * typical)), bold=True)
     # What a tag should not hide: other tags, and half as much other cells.
     obstacles = np.array([(*box, 0.5) for box in boxes.values()]).reshape(-1, 5)
     for row in rows:
@@ -229,7 +229,7 @@ def _panel(cells: Cells, unit: float, height: int) -> Image.Image:
     """Draw the counts: name, n, share and limits, a line a class."""
     from PIL import Image, ImageDraw
 
-    plain, bold, small = _font(unit), _font(unit * 1.25, bold=True), _font(unit * 0.75)
+    plain, bold, small = typeface(unit), typeface(unit * 1.25, bold=True), typeface(unit * 0.75)
     classified = bool((cells.table["class"] != "").any())
     lines = _lines(cells) if classified else []
     names = max([plain.getlength(line.name) for line in lines], default=0) + unit * 1.4
@@ -275,7 +275,8 @@ def _foot(cells: Cells, classified: bool) -> list[str]:
 
 
 @cache
-def _font(size: float, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+def typeface(size: float, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """Return the typeface of all pictures in a size in pixels."""
     # matplotlib ships a typeface with Greek and Cyrillic; Pillow's own knows Latin only.
     import matplotlib as mpl
     from PIL import ImageFont

@@ -7,7 +7,7 @@ number on the screen is the number in the file because it is the same code.
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from .cells import UNLIKE, Cells, measure
 from .crop import crop_cells
+from .plan import Polygons, Step
 from .segment import Appearance, SegmentParameters, appearance, segment
 from .slide import ImageError, Slide
-from .whole import Found, Polygons, Step, Whole, find
+from .whole import Found, Whole, find
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -140,11 +141,7 @@ def analyse(
     ValueError
         If a given scale is not above 0 and at most 5 µm per pixel.
     """
-    from dataclasses import replace
-
-    parameters = parameters or SegmentParameters()
-    if parameters.mpp is None and slide.mpp is not None:
-        parameters = replace(parameters, mpp=slide.mpp)
+    parameters = scaled(parameters or SegmentParameters(), slide)
     if slide.is_whole:
         if labels is not None:
             raise ImageError("regions of your own need a field; crop the slide first, or let them be found")
@@ -180,6 +177,11 @@ def analyse(
     return Analysis(slide, cells, labels, look, card, threshold, (*notes, *_unlike_notes(cells)))
 
 
+def scaled(parameters: SegmentParameters, slide: Slide) -> SegmentParameters:
+    """Return the parameters with the slide's own scale where none was given."""
+    return replace(parameters, mpp=slide.mpp) if parameters.mpp is None else parameters
+
+
 def _whole(
     slide: Slide, classifier: Classifier | None, threshold: float, steps: Generator[Step, None, Found]
 ) -> Generator[Progress, None, Analysis]:
@@ -188,10 +190,12 @@ def _whole(
         try:
             yield Progress(*next(steps))
         except StopIteration as stop:
-            found: Found = stop.value
-            break
+            return of_slide(slide, stop.value, classifier.card if classifier else None, threshold)
+
+
+def of_slide(slide: Slide, found: Found, card: ModelCard | None, threshold: float) -> Analysis:
+    """Return the analysis of a whole slide whose cells are found."""
     notes = (*slide.notes, *found.notes, *_unlike_notes(found.cells))
-    card = classifier.card if classifier else None
     return Analysis(slide, found.cells, None, found.look, card, threshold if card else 0.0, notes, found.whole)
 
 

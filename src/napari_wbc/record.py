@@ -108,37 +108,52 @@ def analyse_files(
     Outcome
         One a picture, in order.
     """
-    from .pipeline import analyse, run
-    from .segment import SegmentParameters
-    from .slide import Slide
+    from .pipeline import run
 
     def outcome(item: Input) -> Outcome:
         keeper.prepare(item)
-        slide = Slide.open(item.path, mpp=settings.mpp, max_megapixels=settings.max_megapixels)
-        slide = replace(slide, name=item.slide)
-        parameters = SegmentParameters(mpp=settings.mpp)
-        steps = analyse(
-            slide, classifier, parameters=parameters, threshold=settings.threshold, everywhere=settings.everywhere
-        )
-        found = run(told_steps(item, steps) if slide.is_whole and told_steps else steps)
+        steps = open_input(item, classifier, settings)
+        found = run(told_steps(item, steps) if told_steps else steps)
         keeper.write(item, found)
         look = found.appearance
-        return Outcome(item, found.cells, found.threshold, look.mpp, look.mpp_source, found.notes, slide.sha256())
+        sha256 = found.slide.sha256()
+        return Outcome(item, found.cells, found.threshold, look.mpp, look.mpp_source, found.notes, sha256)
 
     for item in inputs:
         start = time.perf_counter()
         try:
             result = outcome(item)
-        except MemoryError:
-            result = Outcome(item, error="not enough memory; close other programs or cut the picture into fields")
-        except (ValueError, OSError) as error:
-            result = Outcome(item, error=str(error).removeprefix(f"{item.path}: "))
         # A picture that trips over a bug must not cost the results of the others.
         except Exception as error:  # noqa: BLE001
-            result = Outcome(item, error=f"unexpected {type(error).__name__}: {error}; please report it")
-        if result.error:
-            result = replace(result, error=keeper.failed(item, result.error))
+            result = Outcome(item, error=keeper.failed(item, why(error, item)))
         yield replace(result, seconds=time.perf_counter() - start)
+
+
+def open_input(item: Input, classifier: Classifier | None, settings: Settings) -> Steps:
+    """Open a picture or slide and analyse it; parameters as for `analyse_files`."""
+    from .pipeline import analyse
+    from .segment import SegmentParameters
+    from .slide import Slide
+
+    slide = Slide.open(item.path, mpp=settings.mpp, max_megapixels=settings.max_megapixels)
+    return (
+        yield from analyse(
+            replace(slide, name=item.slide),
+            classifier,
+            parameters=SegmentParameters(mpp=settings.mpp),
+            threshold=settings.threshold,
+            everywhere=settings.everywhere,
+        )
+    )
+
+
+def why(error: Exception, item: Input) -> str:
+    """Say why a picture failed and what to do."""
+    if isinstance(error, MemoryError):
+        return "not enough memory; close other programs or cut the picture into fields"
+    if isinstance(error, ValueError | OSError):
+        return str(error).removeprefix(f"{item.path}: ")
+    return f"unexpected {type(error).__name__}: {error}; please report it"
 
 
 def write_record(
@@ -254,6 +269,7 @@ def versions() -> dict[str, str]:
         "pandas",
         "pillow",
         "imagecodecs",
+        "distributed",
     ):
         try:
             found[name] = version(name)

@@ -3,15 +3,19 @@
 A window of one size is read around every candidate and segmented by itself, with what was measured once for the whole
 slide. A cell belongs to the candidate that is nearest to its centre: it is counted exactly once, and no window depends
 on where tiles begin or how many threads work. Memory is bounded by a few windows and tiles, and by the table of cells.
+
+`find` strings three steps together: a plan of the slide (`napari_wbc.plan`), its parts (`examine`), and what they found
+put together (`once`, `judge`, `assemble`). A cluster runs the same steps, the parts wherever there is room.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,23 +23,21 @@ import numpy.typing as npt
 import pandas as pd
 from scipy.spatial import cKDTree
 
-from .appearance import Appearance, SegmentParameters, appearance
+from .appearance import Appearance, SegmentParameters
 from .cells import Cells, measure
-from .coarse import REASONS, Film, View, survey
+from .coarse import Film
 from .crop import CropSize, crop_cells
 from .geojson import Rings, outlines
+from .plan import Plan, Polygons, Step, make_plan, near
 from .segment import segment
-from .slide import ImageError, Slide
+from .slide import Slide
 
 if TYPE_CHECKING:
-    from .classifier import Classifier
+    from .classifier import Classifier, ModelCard
 
-Polygons = Sequence[npt.NDArray[np.floating[Any]]]
 _REACH_UM = 32.0
 """Half the side of the window around a candidate: the largest cell, and what its outline is told from."""
 
-_LOOK_UM, _LOOKS = 90.0, 16
-_MOST_PIXELS = 1600
 _BATCH = 64
 
 
@@ -59,7 +61,7 @@ class Whole:
 
 
 @dataclass
-class _Found:
+class Sighting:
     """A cell of a window: a row of the table, its outline, and how it lies to its candidate."""
 
     row: dict[str, Any]
@@ -71,20 +73,18 @@ class _Found:
 
     @property
     def centre(self) -> tuple[float, float]:
+        """Row and column in level 0."""
         return self.row["centroid-0"], self.row["centroid-1"]
 
 
 @dataclass(frozen=True)
 class Found:
-    """The cells of a slide before they are a `Cells` table."""
+    """The cells of a slide before they are an analysis."""
 
     cells: Cells
     look: Appearance
     whole: Whole
     notes: tuple[str, ...]
-
-
-Step = tuple[str, int, int, Cells | None]
 
 
 def find(
@@ -103,143 +103,133 @@ def find(
     ------
     (stage, done, total, cells) : the cells that were classified since the last step, or None.
     """
-    yield "measuring light and scale", 0, 0, None
-    mpp = parameters.mpp
-    looks: list[Appearance] = []
-    if mpp is None:
-        mpp, looks = _measured_scale(slide, parameters)
-        if mpp is None:
-            return _nothing(slide, parameters, classifier)
-    view, box = View.of(slide, mpp), _box(within, slide, 60 / mpp)
-    film: Film | None = None
-    for step in survey(view, tile, box):
-        if isinstance(step, Film):
-            film = step
-        else:
-            yield "looking for white cells", *step, None
-    assert film is not None  # noqa: S101 - the last step is the film
-    known = replace(parameters, mpp=mpp)
-    look = yield from _appearance(slide, film, known)
-    if looks:
-        look = replace(look, mpp_source="red cells", n_red_cells=sum(one.n_red_cells for one in looks))
-    places, used = _places(film, look, everywhere), film.table(mpp)
-    used["used"] = [everywhere or name == REASONS[0] for name in REASONS]
-    if within is not None:
-        places = places[_near(places, within, 20 / mpp)]
-    job = _Job(slide, known, look, classifier.card.crop if classifier else None, places)
-    found: list[_Found] = []
-    yield "finding white cells", 0, len(places), None
-    waiting: list[_Found] = []
-    for done, cells in enumerate(_ahead(job, range(len(places))), start=1):
-        found += cells
-        waiting += [cell for cell in cells if cell.crop is not None]
-        fresh = None
-        while classifier is not None and (len(waiting) >= _BATCH or (waiting and done == len(places))):
-            _classify(classifier, waiting[:_BATCH])
-            fresh = _table(waiting[:_BATCH], slide.name, classifier, threshold)
-            waiting = waiting[_BATCH:]
-            yield "classifying", done, len(places), fresh
-        if fresh is None:
-            yield "finding white cells" if classifier is None else "classifying", done, len(places), None
-    kept = _once(found, job, classifier)
-    if within is not None:
-        kept = [cell for cell, inside in zip(kept, _near(_centres(kept), within, 0.0), strict=True) if inside]
+    plan = yield from make_plan(slide, parameters, within=within, everywhere=everywhere, tile=tile)
+    seen = yield from examine(slide, plan, plan.parts, classifier, threshold)
+    kept, late = once(seen, classifier is not None)
+    if classifier is not None:
+        judge(slide, plan, late, classifier)
     slide.check_unchanged()
-    cells_found = _table(kept, slide.name, classifier, threshold)
+    return assemble(slide, plan, kept, classifier.card if classifier else None, threshold)
+
+
+def examine(
+    slide: Slide, plan: Plan, parts: Sequence[range], classifier: Classifier | None, threshold: float = 0.0
+) -> Generator[Step, None, list[Sighting]]:
+    """Look at parts of a slide in full resolution.
+
+    Parameters
+    ----------
+    slide : Slide
+    plan : Plan
+        Of this slide.
+    parts : sequence of range
+        Some or all of `plan.parts`.
+    classifier : Classifier or None
+        None finds and measures only.
+    threshold : float
+        Of the cells that are yielded.
+
+    Yields
+    ------
+    (stage, done, total, cells) : as `find`.
+
+    Returns
+    -------
+    list of Sighting
+        Cells, some of them seen from several candidates.
+    """
+    stage, total = "finding white cells", sum(map(len, parts))
+    yield stage, 0, total, None
+    if not total:
+        return []
+    stage = stage if classifier is None else "classifying"
+    windows = _ahead(_Job(slide, plan, classifier.card.crop if classifier else None), chain(*parts))
+    seen: list[Sighting] = []
+    waiting: list[Sighting] = []
+    done = 0
+    for part in parts:
+        for k, cells in zip(part, windows, strict=False):
+            done += 1
+            seen += cells
+            waiting += [cell for cell in cells if cell.crop is not None]
+            fresh = None
+            # A batch ends where a part ends: the network sees the same at once wherever parts are worked on.
+            while classifier is not None and (len(waiting) >= _BATCH or (waiting and k == part[-1])):
+                _classify(classifier, waiting[:_BATCH])
+                fresh = _table(waiting[:_BATCH], slide.name, classifier.card, threshold)
+                waiting = waiting[_BATCH:]
+            yield stage, done, total, fresh
+    return seen
+
+
+def once(seen: Sequence[Sighting], classified: bool) -> tuple[list[Sighting], list[Sighting]]:
+    """Take each cell once: of several views of one, that of the nearest candidate.
+
+    Parameters
+    ----------
+    seen : sequence of Sighting
+        Of all parts of a slide, in their order.
+    classified : bool
+        Whether there is a network.
+
+    Returns
+    -------
+    kept : list of Sighting
+        By row and column.
+    late : list of Sighting
+        Those of them that nobody has classified, because windows disagree whose they are.
+    """
+    found = sorted(seen, key=lambda cell: (cell.apart, cell.centre))
+    if not found:
+        return [], []
+    radius = np.sqrt(np.array([cell.row["area"] for cell in found]) / np.pi)
+    centres = _centres(found)
+    # Two are one cell if the centre of either lies in the other: a window may see more of a cell, or two as one.
+    around = [set(near_by) for near_by in cKDTree(centres).query_ball_point(centres, radius)]
+    for k, near_by in enumerate([*map(tuple, around)]):
+        for j in near_by:
+            around[j].add(k)
+    taken = np.zeros(len(found), dtype=bool)
+    kept = []
+    for k, cell in enumerate(found):
+        if taken[list(around[k])].any():
+            continue
+        taken[k] = True
+        kept.append(cell)
+    kept.sort(key=lambda cell: cell.centre)
+    return kept, [cell for cell in kept if classified and cell.probabilities is None]
+
+
+def judge(slide: Slide, plan: Plan, cells: Sequence[Sighting], classifier: Classifier) -> None:
+    """Classify the cells that `once` calls late, in place."""
+    job = _Job(slide, plan, classifier.card.crop) if cells else None
+    for start in range(0, len(cells), _BATCH):
+        part = cells[start : start + _BATCH]
+        for cell in part:
+            cell.crop = job.crop(cell.row) if job else None
+        _classify(classifier, part)
+
+
+def assemble(slide: Slide, plan: Plan, kept: Sequence[Sighting], card: ModelCard | None, threshold: float) -> Found:
+    """Make the table of a slide out of its cells, each of which is there once."""
+    if plan.within is not None:
+        inside = near(_centres(kept), plan.within, 0.0)
+        kept = [cell for cell, is_inside in zip(kept, inside, strict=True) if is_inside]
+    cells = _table(kept, slide.name, card, threshold)
     rings = {k: cell.rings for k, cell in enumerate(kept, start=1)}
-    return Found(cells_found, look, Whole(rings, film, used), _region_notes(used))
-
-
-def _nothing(slide: Slide, parameters: SegmentParameters, classifier: Classifier | None) -> Found:
-    """A slide without any film has no cells; one with something on it needs a scale."""
-    image = slide.thumbnail(512)
-    bright = np.median(image.reshape(-1, 3), axis=0)
-    if (np.abs(image.astype(np.int16) - bright).max(axis=-1) > 24).mean() > 0.01:
-        raise ImageError(
-            f"{slide.path or slide.name}: the slide says no scale, and no red cells were found to measure it; "
-            "give µm per pixel (--mpp, or Scale under Advanced)"
-        )
-    look = appearance(image, parameters)
-    film = Film(np.empty((0, 2)), np.empty(0), np.full((1, 1), 1, np.uint8), float(max(slide.shape)), bright)
-    table = film.table(float("nan")).assign(used=[name == REASONS[0] for name in REASONS])
-    notes = ("nothing lies on this slide: it has one colour",)
-    return Found(_table([], slide.name, classifier, 0.0), look, Whole({}, film, table), notes)
-
-
-def _measured_scale(slide: Slide, parameters: SegmentParameters) -> tuple[float | None, list[Appearance]]:
-    """µm per pixel from the red cells in windows all over the slide, and what was measured in these."""
-    side = 800
-    rows, columns = slide.shape
-    looks = []
-    for y in np.linspace(0, max(0, rows - side), 7).astype(int)[1:-1] if rows > side else [0]:
-        for x in np.linspace(0, max(0, columns - side), 7).astype(int)[1:-1] if columns > side else [0]:
-            window = slide.read((y, x, min(y + side, rows), min(x + side, columns)))
-            look = appearance(window, parameters)
-            if look.mpp_source == "red cells" and look.n_red_cells >= 6:
-                looks.append(look)
-    if not looks:
-        return None, []
-    looks.sort(key=lambda look: look.mpp)
-    total = np.cumsum([look.n_red_cells for look in looks])
-    return looks[int(np.searchsorted(total, total[-1] / 2))].mpp, looks
-
-
-def _appearance(slide: Slide, film: Film, parameters: SegmentParameters) -> Generator[Step, None, Appearance]:
-    """Light, stain and thresholds of the slide: medians over windows around the best candidates of the monolayer."""
-    good = film.peaks[film.kind_at(film.peaks) == 0] if len(film.peaks) else film.peaks
-    # Evenly from the best down to what has less than half of the dye of good ones: rare or many, they are white cells.
-    scores = film.scores[film.kind_at(film.peaks) == 0] if len(film.peaks) else film.scores
-    likely = good[scores > 0.4 * scores[min(_LOOKS, len(scores)) - 1]] if len(scores) else good
-    chosen = likely[np.unique(np.linspace(0, max(0, len(likely) - 1), _LOOKS).astype(int))] if len(likely) else likely
-    if not len(chosen):
-        chosen = np.array([[n / 2 for n in slide.shape]])
-    half = int(min(_LOOK_UM / 2 / (parameters.mpp or 1), _MOST_PIXELS / 2))
-    looks = []
-    for done, (y, x) in enumerate(np.rint(chosen).astype(int), start=1):
-        top, left = max(0, y - half), max(0, x - half)
-        window = slide.read((top, left, min(y + half, slide.shape[0]), min(x + half, slide.shape[1])))
-        looks.append(appearance(window, parameters))
-        yield "measuring light and stain", done, len(chosen), None
-    nuclear = [look for look in looks if np.isfinite(look.nuclear)]
-    reds = [look.red for look in looks if any(look.red)]
-    r, g, b = (float(v) for v in np.median([look.background for look in looks], axis=0))
-    return Appearance(
-        (r, g, b),
-        float(np.median([look.foreground for look in looks])),
-        float(np.median([look.nuclear for look in nuclear])) if nuclear else float("inf"),
-        float(np.median([look.darkest for look in nuclear])) if nuclear else 0.0,
-        tuple(float(v) for v in np.median(reds, axis=0)) if reds else (0.0, 0.0, 0.0),
-        float(parameters.mpp or np.nan),
-        "given",
-        int(sum(look.n_red_cells for look in looks)),
-    )
-
-
-def _places(film: Film, look: Appearance, everywhere: bool) -> npt.NDArray[np.float64]:
-    """Candidates that are worth a look at full resolution, in the order in which tiles lie on disk."""
-    if not len(film.peaks) or not np.isfinite(look.nuclear):
-        return np.empty((0, 2))
-    # The segmentation accepts no nucleus of less than 13 µm² or 1.3 × this level, and smoothing leaves 0.43 of it.
-    kept = film.scores > 0.5 * look.nuclear
-    if not everywhere:
-        kept &= film.kind_at(film.peaks) == 0
-    places = film.peaks[kept]
-    block = places // 2048
-    return places[np.lexsort((places[:, 1], places[:, 0], block[:, 1], block[:, 0]))]
+    regions = plan.regions.assign(cells=np.bincount(plan.film.kind_at(cells.centroids), minlength=len(plan.regions)))
+    return Found(cells, plan.look, Whole(rings, plan.film, regions), plan.notes)
 
 
 class _Job:
     """What a thread does: read the window of a candidate, segment it, measure and crop its cells."""
 
-    def __init__(
-        self, slide: Slide, parameters: SegmentParameters, look: Appearance, crop: CropSize | None,
-        places: npt.NDArray[np.float64],
-    ) -> None:  # fmt: skip
-        self.slide, self.parameters, self.look, self.size = slide, parameters, look, crop
-        self.places, self.tree = places, cKDTree(places) if len(places) else None
-        self.half = round(_REACH_UM / look.mpp)
+    def __init__(self, slide: Slide, plan: Plan, crop: CropSize | None) -> None:
+        self.slide, self.parameters, self.look, self.size = slide, plan.parameters, plan.look, crop
+        self.places, self.tree = plan.places, cKDTree(plan.places)
+        self.half = round(_REACH_UM / plan.look.mpp)
 
-    def __call__(self, k: int) -> list[_Found]:
+    def __call__(self, k: int) -> list[Sighting]:
         rows, columns = self.slide.shape
         y, x = (int(v) for v in np.rint(self.places[k]))
         top, left = max(0, y - self.half), max(0, x - self.half)
@@ -265,10 +255,10 @@ class _Job:
                 cell[f"bbox-{axis + 2}"] += start
             shifted = [ring + np.array([left, top]) for ring in rings[cell["label"]]]
             centre = (cell["centroid-0"], cell["centroid-1"])
-            owner = self.tree.query(centre)[1] if self.tree is not None else k
+            owner = self.tree.query(centre)[1]
             crop = self.crop(cell) if owner == k and self.size else None
             apart = float(np.hypot(*(self.places[k] - centre)))
-            found.append(_Found(cell, shifted, crop, apart if owner == k else apart + 1e9))
+            found.append(Sighting(cell, shifted, crop, apart if owner == k else apart + 1e9))
         return found
 
     def crop(self, cell: dict[str, Any]) -> npt.NDArray[np.uint8]:
@@ -298,15 +288,17 @@ def crop_slide(
     return crops
 
 
-def _ahead(job: Callable[[int], list[_Found]], order: range) -> Iterator[list[_Found]]:
+def _ahead(job: Callable[[int], list[Sighting]], order: Iterable[int]) -> Iterator[list[Sighting]]:
     """Results in order, while threads work on the next ones; closing stops them."""
-    workers = max(1, os.cpu_count() or 1)
+    # Where several processes share a machine, each is told so in this variable.
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    workers = max(1, int(told) if told.isdecimal() else os.cpu_count() or 1)
     pool = ThreadPoolExecutor(workers, "windows")
-    waiting: deque[Future[list[_Found]]] = deque()
+    waiting: deque[Future[list[Sighting]]] = deque()
     try:
         for k in order:
             waiting.append(pool.submit(job, k))
-            if len(waiting) > 3 * workers:
+            if len(waiting) > max(3 * workers, _BATCH):  # there is work for the threads while the network has its batch
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -314,83 +306,24 @@ def _ahead(job: Callable[[int], list[_Found]], order: range) -> Iterator[list[_F
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _classify(classifier: Classifier, cells: Sequence[_Found]) -> None:
+def _classify(classifier: Classifier, cells: Sequence[Sighting]) -> None:
     judged = classifier.judge(np.stack([cell.crop for cell in cells if cell.crop is not None]))
     for cell, row, unlikeness in zip(cells, *judged, strict=True):
         cell.probabilities, cell.unlikeness, cell.crop = row, float(unlikeness), None
 
 
-def _once(found: list[_Found], job: _Job, classifier: Classifier | None) -> list[_Found]:
-    """Each cell once, by row and column: of several views of one, that of the nearest candidate."""
-    found = sorted(found, key=lambda cell: (cell.apart, cell.centre))
-    if not found:
-        return []
-    centres = _centres(found)
-    radius = np.sqrt(np.array([cell.row["area"] for cell in found]) / np.pi)
-    near = cKDTree(centres).query_ball_point(centres, radius)
-    taken = np.zeros(len(found), dtype=bool)
-    kept = []
-    for k, cell in enumerate(found):
-        if taken[near[k]].any():
-            continue
-        taken[k] = True
-        kept.append(cell)
-    # Windows that disagree whose a cell is: nobody has classified it.
-    late = [cell for cell in kept if classifier is not None and cell.probabilities is None]
-    for start in range(0, len(late), _BATCH):
-        part = late[start : start + _BATCH]
-        for cell in part:
-            cell.crop = job.crop(cell.row)
-        if classifier is not None:
-            _classify(classifier, part)
-    return sorted(kept, key=lambda cell: cell.centre)
-
-
-def _centres(found: Sequence[_Found]) -> npt.NDArray[np.float64]:
+def _centres(found: Sequence[Sighting]) -> npt.NDArray[np.float64]:
     return np.array([cell.centre for cell in found], dtype=np.float64).reshape(-1, 2)
 
 
-def _table(found: Sequence[_Found], name: str, classifier: Classifier | None, threshold: float) -> Cells:
+def _table(found: Sequence[Sighting], name: str, card: ModelCard | None, threshold: float) -> Cells:
     if not found:
-        return Cells.empty(classifier.card.classes if classifier else ())
+        return Cells.empty(card.classes if card else ())
     table = pd.DataFrame([cell.row for cell in found])
     table["label"], table["slide"] = np.arange(1, len(found) + 1), name
     cells = Cells(table)
-    if classifier is None:
+    if card is None:
         return cells
     rows = np.stack([cell.probabilities for cell in found if cell.probabilities is not None])
     unlikeness = np.array([cell.unlikeness for cell in found])
-    return cells.with_predictions(rows, classifier.card.classes, threshold, unlikeness, classifier.card.unlike_above)
-
-
-def _box(within: Polygons | None, slide: Slide, margin: float) -> tuple[int, int, int, int] | None:
-    if within is None:
-        return None
-    corners = np.concatenate([np.asarray(polygon, float).reshape(-1, 2) for polygon in within])
-    top, left = np.maximum(corners.min(axis=0) - margin, 0)
-    bottom, right = np.minimum(corners.max(axis=0) + margin, slide.shape)
-    if bottom <= top or right <= left:
-        raise ImageError("what was drawn lies outside the slide; draw on it")
-    return int(top), int(left), int(np.ceil(bottom)), int(np.ceil(right))
-
-
-def _near(places: npt.NDArray[np.float64], within: Polygons, margin: float) -> npt.NDArray[np.bool_]:
-    """Which places lie in one of the polygons; with a margin, in the boxes around them."""
-    from skimage.measure import points_in_poly
-
-    inside = np.zeros(len(places), dtype=bool)
-    for polygon in within:
-        corners = np.asarray(polygon, float).reshape(-1, 2)
-        near = ((places >= corners.min(axis=0) - margin) & (places <= corners.max(axis=0) + margin)).all(axis=1)
-        if margin == 0 and near.any():
-            near[near] = points_in_poly(places[near], corners)
-        inside |= near
-    return inside
-
-
-def _region_notes(regions: pd.DataFrame) -> tuple[str, ...]:
-    skipped = regions[~regions["used"] & (regions["share"] > 0) & (regions["region"] != "glass")]
-    if not len(skipped):
-        return ()
-    parts = [f"{row['region']} {100 * row['share']:.1f} %" for row in skipped.to_dict("records")]
-    return (f"left out: {', '.join(parts)} of the slide",)
+    return cells.with_predictions(rows, card.classes, threshold, unlikeness, card.unlike_above)

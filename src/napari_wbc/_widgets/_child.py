@@ -14,6 +14,8 @@ from qtpy.QtCore import QObject, QProcess, QProcessEnvironment, QTimer, Signal
 _log = logging.getLogger(__name__)
 # A command ends by itself within `napari_wbc.piped.GRACE`; this is for one that cannot.
 _LAST_RESORT_MS = 3000
+_DONE = (0, 3)
+"""Exit codes of a command that did its work; 3 says that some files failed."""
 
 
 class Child(QObject):
@@ -21,11 +23,13 @@ class Child(QObject):
 
     Notes
     -----
-    `progressed` carries stage, done and total. `ended` carries what the command printed if it did what it should,
-    else nothing, and then why it did not; both are empty if it was told to stop.
+    `progressed` carries stage, done and total; `reported` the name of a slide of a batch, and how it fares. `ended`
+    carries what the command printed if it did what it should, else nothing, and then why it did not; both are empty if
+    it was told to stop.
     """
 
     progressed = Signal(str, int, int)
+    reported = Signal(str, dict)
     ended = Signal(str, str)
 
     def __init__(self, parent: QObject) -> None:
@@ -68,6 +72,9 @@ class Child(QObject):
         for line in lines:
             try:
                 told = json.loads(line)
+                if "report" in told:
+                    self.reported.emit(str(told["slide"]), dict(told["report"]))
+                    continue
                 stage, done, total = str(told["stage"]), int(told["done"]), int(told["total"])
             except (ValueError, TypeError, KeyError):
                 self._said.append(line.decode("utf-8", "replace").rstrip())
@@ -77,7 +84,7 @@ class Child(QObject):
     def _on_finished(self, code: int, status: QProcess.ExitStatus) -> None:
         self._listen()
         output = self._processes[0].readAllStandardOutput().data().decode("utf-8", "replace")
-        if code == 0 and status == QProcess.ExitStatus.NormalExit:
+        if code in _DONE and status == QProcess.ExitStatus.NormalExit:
             self._leave(output, "")
         elif self._stopped:
             self._leave("", "")

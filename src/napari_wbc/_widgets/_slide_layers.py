@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
-import pandas as pd
 
 from napari_wbc.coarse import REASONS
+from napari_wbc.density import density
 from napari_wbc.palette import REGIONS as COLOURS
 
 from ._source import DENSITY, KEY, REGIONS
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from napari.viewer import Viewer
 
     from napari_wbc.pipeline import Analysis
-
-_SQUARE_UM = 250.0
 
 
 def show_maps(viewer: Viewer, analysis: Analysis, image_layer: Layer, transform: dict[str, Any]) -> None:
@@ -53,14 +50,12 @@ def show_maps(viewer: Viewer, analysis: Analysis, image_layer: Layer, transform:
         film.kinds + 1, name=REGIONS, features=features, colormap=paint,
         opacity=0.35, visible=shown.get(REGIONS, True), **_placed(transform, film.step),
     )  # fmt: skip
-    mpp = analysis.appearance.mpp
-    side = _SQUARE_UM / mpp if np.isfinite(mpp) else max(analysis.slide.shape) / 50
-    counts = _counts(analysis.cells.table, analysis.slide.shape, side)
-    density = viewer.add_image(
-        counts / (side * mpp / 1000) ** 2, name=f"{DENSITY}, cells per mm²", colormap="magma", blending="additive",
+    per_mm2, side = density(analysis.cells, analysis.slide.shape, analysis.appearance.mpp)
+    map_ = viewer.add_image(
+        per_mm2, name=f"{DENSITY}, cells per mm²", colormap="magma", blending="additive",
         opacity=0.6, visible=shown.get(DENSITY, False), interpolation2d="linear", **_placed(transform, side),
     )  # fmt: skip
-    for layer, role in ((regions, REGIONS), (density, DENSITY)):
+    for layer, role in ((regions, REGIONS), (map_, DENSITY)):
         layer.metadata[KEY] = {"role": role, "image": image_layer.unique_id}
         # Below the cells, above the slide.
         viewer.layers.move(viewer.layers.index(layer), viewer.layers.index(image_layer) + 1)
@@ -71,9 +66,3 @@ def _placed(transform: dict[str, Any], step: float) -> dict[str, Any]:
     scale = np.asarray(transform["scale"], float)
     shift = np.asarray(transform["translate"], float) + scale * (step - 1) / 2
     return transform | {"scale": scale * step, "translate": shift}
-
-
-def _counts(table: pd.DataFrame, shape: tuple[int, int], side: float) -> npt.NDArray[np.float32]:
-    rows, columns = (max(1, int(np.ceil(n / side))) for n in shape)
-    edges = [np.arange(n + 1) * side for n in (rows, columns)]
-    return np.asarray(np.histogram2d(table["centroid-0"], table["centroid-1"], bins=edges)[0], np.float32)

@@ -119,7 +119,7 @@ def _end(run: Batch, output: Path, why: tuple[str, int]) -> None:
     parts += [f"{states['skipped']} done before"] * bool(states["skipped"])
     parts += [f"{len(failures)} failed"] * bool(failures)
     parts += [f"{states['waiting']} not done"] * bool(states["waiting"])
-    say(f"{', '.join(parts)}: {run.cells} cells in {finished} slides")
+    say(f"{', '.join(parts)}: {run.cells} cells in {finished} slide{'s' if finished != 1 else ''}")
     if finished:
         say(f"Results in {output}")
     say("Research use only.")

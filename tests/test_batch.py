@@ -463,7 +463,7 @@ def test_workers_need_dask(folder, tmp_path, monkeypatch):
 
 def test_a_scheduler_that_is_gone_and_one_that_never_was(folder, reference, classifier, tmp_path, monkeypatch):
     pytest.importorskip("distributed")
-    monkeypatch.setattr("napari_wbc.batch_cluster._ANSWER", 2.0)
+    monkeypatch.setattr("napari_wbc.batch_cluster._ANSWER", 6.0)
     from napari_wbc.batch_cluster import Cluster, ClusterError
 
     said = call(folder, "-o", tmp_path / "out", "--scheduler", "tcp://127.0.0.1:9", code=1)

@@ -352,13 +352,14 @@ def test_a_second_window_says_that_it_can_only_look(gallery, results, make_napar
 
 def test_pictures_are_decoded_as_they_are_seen_and_forgotten(gallery, qtbot):
     seen = [int(label) for label in gallery.view.labels[:3]]
+    gallery.view.grab()  # what asks for them is being painted
     qtbot.waitUntil(lambda: all(gallery.thumbnails.get(k) is not None for k in seen), timeout=20_000)
     pixmap = gallery.thumbnails.get(seen[0])
     assert pixmap.width() == gallery.view.side
     middle = pixmap.toImage().pixelColor(pixmap.width() // 2, pixmap.height() // 2)
     assert middle.blue() > middle.green()  # the violet cell is in the middle
-    gallery.view.grab()
     gallery.view.set_side(120)
+    gallery.view.grab()
     qtbot.waitUntil(lambda: gallery.thumbnails.get(seen[0]) is not None, timeout=20_000)
     assert gallery.thumbnails.get(seen[0]).width() == 120
 

@@ -169,7 +169,7 @@ class DifferentialWidget(ReviewDock):
         done = int((session.reviewed & counted).sum())
         cells = session.cells.where(counted)
         self.counts = with_ranges(differential(cells), self.ranges, settings["wbc"])
-        if not self.isVisible():
+        if self.window().isVisible() and not self.isVisible():
             return  # behind another tab: drawn when it comes to the front
         self._show_settings(settings)
         self.progress.setRange(0, max(1, int(counted.sum())))

@@ -442,3 +442,27 @@ def test_closing_the_dock_writes_the_tables_and_frees_the_folder(gallery, viewer
     assert not session.read_only
     assert session.cells == cells
     session.close()
+
+
+def test_a_quiz_over_reviewed_cells(gallery, results, viewer, qtbot):
+    gallery.quiz_button.setChecked(True)
+    assert not gallery.quiz_button.isChecked()
+    assert "no cell has been reviewed" in notification_manager.records[-1].message
+    gallery.review.accept([k for k in range(1, 25) if table_of(gallery).loc[k, "class"] != "unidentified"][:6])
+    before = gallery.review.session.cells
+    gallery.quiz_button.setChecked(True)
+    view = gallery.view
+    assert len(view.labels) == 6
+    assert view.hide_classes
+    assert not viewer.layers["cells labels"].visible
+    first = view.current
+    wrong = next(name for name in CLASSES if name != table_of(gallery).loc[first, "class"])
+    press(gallery, qtbot, view.letters[wrong])
+    assert gallery.status.text() == "Wrong. 0 of 1 right."
+    for k in range(1, 6):
+        press(gallery, qtbot, view.letters[table_of(gallery).loc[view.current, "class"]])
+        assert gallery.status.text() == f"Right. {k} of {k + 1} right."
+    assert not view.hide_classes
+    assert viewer.layers["cells labels"].visible
+    assert gallery.review.session.cells == before
+    assert len(view.labels) == 24

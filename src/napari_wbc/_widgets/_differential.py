@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.utils.notifications import show_info, show_warning
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import QTimer
 from qtpy.QtGui import QColor, QDoubleValidator
 from qtpy.QtWidgets import (
-    QAbstractItemView,
     QComboBox,
     QFileDialog,
     QHBoxLayout,
-    QHeaderView,
     QLabel,
     QLineEdit,
     QProgressBar,
     QPushButton,
     QSpinBox,
-    QTableWidget,
-    QTableWidgetItem,
     QTabWidget,
     QVBoxLayout,
     QWidget,
@@ -35,8 +30,8 @@ from napari_wbc.counted import TARGETS, sampling_line
 from napari_wbc.reference import load_ranges, with_ranges
 
 from ._dock import EXPECTED
-from ._gallery import NEEDS_CELLS, ReviewDock
-from ._results import LIMITS_NOTE, Results
+from ._results import LIMITS_NOTE, Results, fill_table, plain_table
+from ._review_dock import NEEDS_CELLS, ReviewDock
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +127,7 @@ class DifferentialWidget(ReviewDock):
         self.kappa = QLabel()
         self.kappa.setWordWrap(True)
         column.addWidget(self.kappa)
-        self.share_table, self.matrix_table = _table(), _table()
+        self.share_table, self.matrix_table = plain_table(), plain_table()
         column.addWidget(self.share_table)
         column.addWidget(QLabel("Cells by class: rows as here, columns as the other reader says"))
         column.addWidget(self.matrix_table, 1)
@@ -301,41 +296,20 @@ class DifferentialWidget(ReviewDock):
         kappa = f"Cohen's κ = {found.kappa:.2f}" if np.isfinite(found.kappa) else "κ is not defined"
         share = f" ({100 * found.same / found.common:.1f} %)" if found.common else ""
         self.kappa.setText(f"{found.same:,} of {found.common:,} common cells have the same class{share}; {kappa}.")
-        rows = [
+        shares = [
             (row["class"], f"{row['share_1']:.1f} %", f"{row['share_2']:.1f} %", f"{row['difference']:+.1f}",
              f"{row['low']:.1f} … {row['high']:+.1f}", "yes" if row["within"] else "no")
             for row in found.shares.to_dict("records") if row["n_1"] or row["n_2"]
         ]  # fmt: skip
-        _fill(self.share_table, ["Class", "here", "other", "difference", "by chance", "within"], rows)
+        fill_table(self.share_table, ["Class", "here", "other", "difference", "by chance", "within"], shares)
         kept = found.matrix.to_numpy().sum(axis=0) + found.matrix.to_numpy().sum(axis=1) > 0
         matrix = found.matrix.loc[kept, kept]
         short = [name if len(name) < 12 else name[:10] + "…" for name in matrix.columns]
         named = zip(matrix.index, matrix.to_numpy(), strict=True)
-        _fill(self.matrix_table, ["", *short], [[name, *(str(n) if n else "" for n in row)] for name, row in named])
+        fill_table(
+            self.matrix_table, ["", *short], [[name, *(str(n) if n else "" for n in row)] for name, row in named]
+        )
         for k in range(len(matrix)):
             item = self.matrix_table.item(k, k + 1)
             if item is not None:
                 item.setBackground(QColor(0, 158, 115, 70))
-
-
-def _table() -> QTableWidget:
-    table = QTableWidget(0, 0)
-    table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-    table.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)
-    table.verticalHeader().hide()
-    table.setShowGrid(False)
-    return table
-
-
-def _fill(table: QTableWidget, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table.setRowCount(len(rows))
-    table.setColumnCount(len(titles))
-    table.setHorizontalHeaderLabels(titles)
-    table.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-    for k, row in enumerate(rows):
-        for column, text in enumerate(row):
-            item = QTableWidgetItem(text)
-            side = Qt.AlignmentFlag.AlignLeft if column == 0 else Qt.AlignmentFlag.AlignRight
-            item.setTextAlignment(side | Qt.AlignmentFlag.AlignVCenter)
-            table.setItem(k, column, item)
-    table.resizeRowsToContents()

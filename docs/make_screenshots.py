@@ -31,7 +31,6 @@ REVIEWS = {
     "gallery": ("Gallery of cells", "dark"),
     "gallery_light": ("Gallery of cells", "light"),
     "differential": ("Differential", "dark"),
-    "differential_light": ("Differential", "light"),
     "readers": ("Differential", "dark"),
 }
 REVIEW_SIZE = (1280, 800)
@@ -115,8 +114,12 @@ def take_review(name):
         front.tabs.setCurrentIndex(int(name == "readers"))
     wait(3)
     shot = Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)).convert("RGB")
+    print(f"{name}: {front.status.text()} {shot.size}")
+    if title == "Differential":  # the dock alone
+        shot = shot.crop((front.mapTo(front.window(), front.rect().topLeft()).x(), 0, *shot.size))
+    else:
+        shot = shot.quantize(256, kmeans=2, dither=Image.Dither.NONE)
     shot.save(FOLDER / f"{name}.png", optimize=True)
-    print(f"{name}: {front.status.text()}")
     viewer.close()
     wait(0.5)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Points
 from napari.utils.notifications import show_warning
 from qtpy.compat import isalive
-from qtpy.QtCore import QEvent, Qt
+from qtpy.QtCore import QEvent, Qt, QTimer
 from qtpy.QtWidgets import (
     QDockWidget,
     QFileDialog,
@@ -65,6 +66,8 @@ class ReviewDock(QWidget):
         self.viewer = napari_viewer
         self.review: Review | None = None
         self._placed = False
+        # As the window was before the dock made it higher.
+        self._before = napari_viewer.window.geometry()[2:]
         self.choice = CellsChoice(napari_viewer)
         self.open_button = QPushButton("Open results…")
         self.open_button.setToolTip("Open a folder of results, to review it")
@@ -192,4 +195,6 @@ class ReviewDock(QWidget):
             if ours and not dock.isFloating() and window.dockWidgetArea(other) == area:
                 window.tabifyDockWidget(other, dock)
                 dock.raise_()
+                if not window.isMaximized() and not window.isFullScreen():
+                    QTimer.singleShot(0, partial(window.resize, *self._before))
                 return

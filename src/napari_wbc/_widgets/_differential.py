@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from napari.viewer import Viewer
 
+    from napari_wbc.cells import Cells
+
 _SOON_MS = 30
 _PRELIMINARY = "Preliminary: "
 THE_MODEL, BROWSE, SHIPPED = "the model", "Browse…", "of adults (shipped)"
@@ -58,11 +60,13 @@ class DifferentialWidget(ReviewDock):
         self.ranges = load_ranges()
         self.agreement: Agreement | None = None
         self.counts: pd.DataFrame | None = None
+        self._counted: Cells | None = None
+        self._stale = False
         # A burst of decisions is counted once.
         self._soon = QTimer(self)
         self._soon.setSingleShot(True)
         self._soon.setInterval(_SOON_MS)
-        self._soon.timeout.connect(self.recount)
+        self._soon.timeout.connect(self._recount_again)
         self._add_settings()
         self.progress = QProgressBar()
         self.progress.setFormat("%v of %m reviewed")
@@ -71,7 +75,7 @@ class DifferentialWidget(ReviewDock):
         self.results = Results(napari_viewer.theme)
         self.tabs.addTab(self.results, "Count")
         self.tabs.addTab(self._readers(), "Two readers")
-        self.tabs.currentChanged.connect(lambda _: self._soon.start())
+        self.tabs.currentChanged.connect(lambda _: self.recount())
         self.body.addWidget(self.tabs, 1)
         self.sign_button = QPushButton("Sign")
         self.sign_button.setToolTip("Sign the count as it is now, with your name; a later decision voids the signature")
@@ -143,12 +147,19 @@ class DifferentialWidget(ReviewDock):
         self.recount()
 
     def show_change(self, _: Any) -> None:
-        """Count again soon."""
+        """Count again: at once, or after a burst of decisions."""
+        if not self._soon.isActive():
+            self.recount()
         self._soon.start()
 
     def show_theme(self) -> None:
         """Take the colours of napari's theme."""
         self.results.set_theme(self.viewer.theme)
+
+    def _recount_again(self) -> None:
+        """Count again where anything changed since."""
+        if self.review is None or self._counted is not self.review.session.cells or self._stale:
+            self.recount()
 
     def recount(self) -> None:
         """Count the cells of the target, and show everything that depends on it."""
@@ -163,8 +174,10 @@ class DifferentialWidget(ReviewDock):
         counted = session.counted
         done = int((session.reviewed & counted).sum())
         cells = session.cells.where(counted)
+        self._counted, self._stale = session.cells, False
         self.counts = with_ranges(differential(cells), self.ranges, settings["wbc"])
         if self.window().isVisible() and not self.isVisible():
+            self._stale = True
             return  # behind another tab: drawn when it comes to the front
         self._show_settings(settings)
         self.progress.setRange(0, max(1, int(counted.sum())))
@@ -181,7 +194,8 @@ class DifferentialWidget(ReviewDock):
     def showEvent(self, event: Any) -> None:  # noqa: N802
         """Show what changed behind other tabs."""
         super().showEvent(event)
-        self._soon.start()
+        if self._stale:
+            self.recount()
 
     def _show_settings(self, settings: dict[str, Any]) -> None:
         self.target.setCurrentIndex(self.target.findData(settings["target"]))

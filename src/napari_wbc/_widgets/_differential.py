@@ -176,12 +176,15 @@ class DifferentialWidget(ReviewDock):
         cells = session.cells.where(counted)
         self._counted, self._stale = session.cells, False
         self.counts = with_ranges(differential(cells), self.ranges, settings["wbc"])
-        if self.window().isVisible() and not self.isVisible():
+        if self.window().isVisible() and self.visibleRegion().isEmpty():
             self._stale = True
             return  # behind another tab: drawn when it comes to the front
         self._show_settings(settings)
+        # Else the bar paints itself at once, and the whole window with it.
+        self.progress.setUpdatesEnabled(False)
         self.progress.setRange(0, max(1, int(counted.sum())))
         self.progress.setValue(done)
+        self.progress.setUpdatesEnabled(True)
         line = sampling_line(settings["target"], settings["seed"])
         self.results.show()
         self.results.show_counts(
@@ -191,11 +194,11 @@ class DifferentialWidget(ReviewDock):
         if self.tabs.currentIndex() == 1:
             self._compare()
 
-    def showEvent(self, event: Any) -> None:  # noqa: N802
+    def paintEvent(self, event: Any) -> None:  # noqa: N802
         """Show what changed behind other tabs."""
-        super().showEvent(event)
+        super().paintEvent(event)
         if self._stale:
-            self.recount()
+            self._soon.start()
 
     def _show_settings(self, settings: dict[str, Any]) -> None:
         self.target.setCurrentIndex(self.target.findData(settings["target"]))

@@ -108,7 +108,7 @@ def wait(seconds, until=lambda: False):
     from qtpy.QtWidgets import QApplication
 
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end and not until():
+    while not until() and time.perf_counter() < end:
         QApplication.processEvents()
         time.sleep(0.001)
 
@@ -164,6 +164,9 @@ def measure_all(folder, n):
     peak.start()
     start = time.perf_counter()
     _, gallery = viewer.window.add_plugin_dock_widget("napari-wbc", "Gallery of cells")
+    first = Frames(gallery.view)
+    wait(30, lambda: first.seen)
+    rows.append((f"first paint of a gallery of {n:,} cells", time.perf_counter() - start, 1.0, "s"))
 
     def painted():
         view = gallery.view
@@ -173,7 +176,7 @@ def measure_all(folder, n):
         return bool(seen) and all(gallery.thumbnails.get(int(label)) is not None for label in seen)
 
     wait(30, painted)
-    rows.append((f"first paint of a gallery of {n:,} cells, with its pictures", time.perf_counter() - start, 1.0, "s"))
+    rows.append(("all pictures of the first screen", time.perf_counter() - start, 1.0, "s"))
     bar, view = gallery.view.verticalScrollBar(), gallery.view
     wait(1)
     frames = Frames(view)
@@ -189,7 +192,7 @@ def measure_all(folder, n):
         wait(0.05)
     wait(1)
     rows.append(("memory that the gallery takes, at most", peak.stop() - before, 300, "MB"))
-    times, delays = [], []
+    times, seen, delays = [], [], []
     for k, name in enumerate(("smudge", "basophil", "lymphocyte")):
         labels = np.random.default_rng(k).choice(n, min(500, n), replace=False) + 1
         view.select(set(labels.tolist()))
@@ -199,8 +202,11 @@ def measure_all(folder, n):
         gallery.review.decide(labels, name)
         wait(10, lambda: agree(gallery, dock))
         times.append(time.perf_counter() - start)
+        QApplication.processEvents()
+        seen.append(time.perf_counter() - start)
         wait(0.5)
     rows.append(("reclassify 500 cells until table, layer, gallery and counts agree", np.median(times), 0.2, "s"))
+    rows.append(("… until the window is painted", np.median(seen), 0.2, "s"))
     for k in range(5):
         start = time.perf_counter()
         gallery.review.decide([k + 1], "smudge")

@@ -27,6 +27,14 @@ SHOTS = {
     "train": ("nine_fields", "Train classifier", "dark"),
     "batch": ("", "Batch annotate", "dark"),
 }
+# Of a review: the dock in front, theme.
+REVIEWS = {
+    "gallery": ("Gallery of cells", "dark"),
+    "gallery_light": ("Gallery of cells", "light"),
+    "differential": ("Differential", "dark"),
+    "readers": ("Differential", "dark"),
+}
+REVIEW_SIZE = (1280, 800)
 A_CLASS = 40
 
 
@@ -93,6 +101,47 @@ def take(name, home, options):
     wait(0.5)
 
 
+def take_review(name):
+    title, theme = REVIEWS[name]
+    get_settings().appearance.theme = theme
+    viewer = napari.Viewer(show=True)
+    viewer.window.resize(*REVIEW_SIZE)
+    viewer.open_sample("napari-wbc", "nine_fields")
+    _, classify = viewer.window.add_plugin_dock_widget("napari-wbc", "Classify white cells")
+    classify.run_button.click()
+    wait(600, until=lambda: not classify.is_running)
+    viewer.window.remove_dock_widget(classify)
+    _, gallery = viewer.window.add_plugin_dock_widget("napari-wbc", "Gallery of cells")
+    gallery.reviewer.setText("A. Reader")
+    gallery.reviewer.editingFinished.emit()
+    wait(2)
+    gallery.review.accept(gallery.view.labels[:5])
+    gallery.view.scroll_to("unidentified")
+    unsure = [label for label in gallery.view.labels if gallery.view.heading("unidentified").isValid()][-3:]
+    gallery.view.reach(int(unsure[0]))
+    gallery.decide("lymphocyte")
+    gallery.compare_button.setChecked(True)
+    gallery.view.verticalScrollBar().setValue(0)
+    gallery.view.reach(int(gallery.view.labels[2]))
+    front = gallery
+    if title == "Differential":
+        _, front = viewer.window.add_plugin_dock_widget("napari-wbc", title)
+        front.wbc.setText("6500")
+        front.wbc.editingFinished.emit()
+        wait(1)
+        front.tabs.setCurrentIndex(int(name == "readers"))
+    wait(3)
+    shot = Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)).convert("RGB")
+    print(f"{name}: {front.status.text()} {shot.size}")
+    if title == "Differential":  # the dock alone
+        shot = shot.crop((front.mapTo(front.window(), front.rect().topLeft()).x(), 0, *shot.size))
+    else:
+        shot = shot.quantize(256, kmeans=2, dither=Image.Dither.NONE)
+    shot.save(FOLDER / f"{name}.png", optimize=True)
+    viewer.close()
+    wait(0.5)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*")
@@ -112,5 +161,8 @@ if __name__ == "__main__":
 
         from napari_wbc import samples
 
-        for name in options.names or SHOTS:
-            take(name, Path(home), options)
+        for name in options.names or [*SHOTS, *REVIEWS]:
+            if name in REVIEWS:
+                take_review(name)
+            else:
+                take(name, Path(home), options)

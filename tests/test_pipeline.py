@@ -157,7 +157,7 @@ def test_core_modules_import_neither_qt_nor_napari():
     code = (
         "import sys, importlib; "
         "names = 'cells classifier count crop export models palette pipeline preprocess scale segment "
-        "single slide cli'; "
+        "single slide cli review_session decisions missed counted reference agreement reference_cells quiz'; "
         "[importlib.import_module('napari_wbc.' + name) for name in names.split()]; "
         "from napari_wbc.classifier import Classifier; Classifier.load(); "
         "print([m for m in ('qtpy', 'PyQt6', 'PyQt5', 'PySide6', 'napari', 'magicgui') if m in sys.modules])"

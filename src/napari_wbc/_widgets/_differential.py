@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from napari.utils.notifications import show_info, show_warning
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import QTimer
 from qtpy.QtGui import QColor, QDoubleValidator
 from qtpy.QtWidgets import (
-    QAbstractItemView,
     QComboBox,
     QFileDialog,
     QHBoxLayout,
-    QHeaderView,
     QLabel,
     QLineEdit,
     QProgressBar,
     QPushButton,
     QSpinBox,
-    QTableWidget,
-    QTableWidgetItem,
     QTabWidget,
     QVBoxLayout,
     QWidget,
@@ -35,12 +30,14 @@ from napari_wbc.counted import TARGETS, sampling_line
 from napari_wbc.reference import load_ranges, with_ranges
 
 from ._dock import EXPECTED
-from ._gallery import NEEDS_CELLS, ReviewDock
-from ._results import LIMITS_NOTE, Results
+from ._results import LIMITS_NOTE, Results, fill_table, plain_table
+from ._review_dock import NEEDS_CELLS, ReviewDock
 
 if TYPE_CHECKING:
     import pandas as pd
     from napari.viewer import Viewer
+
+    from napari_wbc.cells import Cells
 
 _SOON_MS = 30
 _PRELIMINARY = "Preliminary: "
@@ -63,11 +60,13 @@ class DifferentialWidget(ReviewDock):
         self.ranges = load_ranges()
         self.agreement: Agreement | None = None
         self.counts: pd.DataFrame | None = None
+        self._counted: Cells | None = None
+        self._stale = False
         # A burst of decisions is counted once.
         self._soon = QTimer(self)
         self._soon.setSingleShot(True)
         self._soon.setInterval(_SOON_MS)
-        self._soon.timeout.connect(self.recount)
+        self._soon.timeout.connect(self._recount_again)
         self._add_settings()
         self.progress = QProgressBar()
         self.progress.setFormat("%v of %m reviewed")
@@ -76,7 +75,7 @@ class DifferentialWidget(ReviewDock):
         self.results = Results(napari_viewer.theme)
         self.tabs.addTab(self.results, "Count")
         self.tabs.addTab(self._readers(), "Two readers")
-        self.tabs.currentChanged.connect(lambda _: self._soon.start())
+        self.tabs.currentChanged.connect(lambda _: self.recount())
         self.body.addWidget(self.tabs, 1)
         self.sign_button = QPushButton("Sign")
         self.sign_button.setToolTip("Sign the count as it is now, with your name; a later decision voids the signature")
@@ -138,7 +137,7 @@ class DifferentialWidget(ReviewDock):
         self.kappa = QLabel()
         self.kappa.setWordWrap(True)
         column.addWidget(self.kappa)
-        self.share_table, self.matrix_table = _table(), _table()
+        self.share_table, self.matrix_table = plain_table(), plain_table()
         column.addWidget(self.share_table)
         column.addWidget(QLabel("Cells by class: rows as here, columns as the other reader says"))
         column.addWidget(self.matrix_table, 1)
@@ -154,12 +153,19 @@ class DifferentialWidget(ReviewDock):
         self.recount()
 
     def show_change(self, _: Any) -> None:
-        """Count again soon."""
+        """Count again: at once, or after a burst of decisions."""
+        if not self._soon.isActive():
+            self.recount()
         self._soon.start()
 
     def show_theme(self) -> None:
         """Take the colours of napari's theme."""
         self.results.set_theme(self.viewer.theme)
+
+    def _recount_again(self) -> None:
+        """Count again where anything changed since."""
+        if self.review is None or self._counted is not self.review.session.cells or self._stale:
+            self.recount()
 
     def recount(self) -> None:
         """Count the cells of the target, and show everything that depends on it."""
@@ -174,12 +180,17 @@ class DifferentialWidget(ReviewDock):
         counted = session.counted
         done = int((session.reviewed & counted).sum())
         cells = session.cells.where(counted)
+        self._counted, self._stale = session.cells, False
         self.counts = with_ranges(differential(cells), self.ranges, settings["wbc"])
-        if not self.isVisible():
+        if self.window().isVisible() and self.visibleRegion().isEmpty():
+            self._stale = True
             return  # behind another tab: drawn when it comes to the front
         self._show_settings(settings)
+        # Else the bar paints itself at once, and the whole window with it.
+        self.progress.setUpdatesEnabled(False)
         self.progress.setRange(0, max(1, int(counted.sum())))
         self.progress.setValue(done)
+        self.progress.setUpdatesEnabled(True)
         line = sampling_line(settings["target"], settings["seed"])
         self.results.show()
         self.results.show_counts(
@@ -189,10 +200,11 @@ class DifferentialWidget(ReviewDock):
         if self.tabs.currentIndex() == 1:
             self._compare()
 
-    def showEvent(self, event: Any) -> None:  # noqa: N802
+    def paintEvent(self, event: Any) -> None:  # noqa: N802
         """Show what changed behind other tabs."""
-        super().showEvent(event)
-        self._soon.start()
+        super().paintEvent(event)
+        if self._stale:
+            self._soon.start()
 
     def _show_settings(self, settings: dict[str, Any]) -> None:
         self.target.setCurrentIndex(self.target.findData(settings["target"]))
@@ -317,41 +329,20 @@ class DifferentialWidget(ReviewDock):
         kappa = f"Cohen's κ = {found.kappa:.2f}" if np.isfinite(found.kappa) else "κ is not defined"
         share = f" ({100 * found.same / found.common:.1f} %)" if found.common else ""
         self.kappa.setText(f"{found.same:,} of {found.common:,} common cells have the same class{share}; {kappa}.")
-        rows = [
+        shares = [
             (row["class"], f"{row['share_1']:.1f} %", f"{row['share_2']:.1f} %", f"{row['difference']:+.1f}",
              f"{row['low']:.1f} … {row['high']:+.1f}", "yes" if row["within"] else "no")
             for row in found.shares.to_dict("records") if row["n_1"] or row["n_2"]
         ]  # fmt: skip
-        _fill(self.share_table, ["Class", "here", "other", "difference", "by chance", "within"], rows)
+        fill_table(self.share_table, ["Class", "here", "other", "difference", "by chance", "within"], shares)
         kept = found.matrix.to_numpy().sum(axis=0) + found.matrix.to_numpy().sum(axis=1) > 0
         matrix = found.matrix.loc[kept, kept]
         short = [name if len(name) < 12 else name[:10] + "…" for name in matrix.columns]
         named = zip(matrix.index, matrix.to_numpy(), strict=True)
-        _fill(self.matrix_table, ["", *short], [[name, *(str(n) if n else "" for n in row)] for name, row in named])
+        fill_table(
+            self.matrix_table, ["", *short], [[name, *(str(n) if n else "" for n in row)] for name, row in named]
+        )
         for k in range(len(matrix)):
             item = self.matrix_table.item(k, k + 1)
             if item is not None:
                 item.setBackground(QColor(0, 158, 115, 70))
-
-
-def _table() -> QTableWidget:
-    table = QTableWidget(0, 0)
-    table.setEditTriggers(QAbstractItemView.EditTrigger.NoEditTriggers)
-    table.setSelectionMode(QAbstractItemView.SelectionMode.NoSelection)
-    table.verticalHeader().hide()
-    table.setShowGrid(False)
-    return table
-
-
-def _fill(table: QTableWidget, titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table.setRowCount(len(rows))
-    table.setColumnCount(len(titles))
-    table.setHorizontalHeaderLabels(titles)
-    table.horizontalHeader().setSectionResizeMode(QHeaderView.ResizeMode.ResizeToContents)
-    for k, row in enumerate(rows):
-        for column, text in enumerate(row):
-            item = QTableWidgetItem(text)
-            side = Qt.AlignmentFlag.AlignLeft if column == 0 else Qt.AlignmentFlag.AlignRight
-            item.setTextAlignment(side | Qt.AlignmentFlag.AlignVCenter)
-            table.setItem(k, column, item)
-    table.resizeRowsToContents()

@@ -6,23 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Points, Shapes
+from napari.layers import Shapes
 from napari.utils.notifications import show_warning
 from napari.utils.theme import get_theme
-from qtpy.compat import isalive
-from qtpy.QtCore import QEvent, QPoint, QSize, Qt
+from qtpy.QtCore import QPoint, QSize, Qt
 from qtpy.QtGui import QCursor, QKeySequence, QPainter, QPixmap
 from qtpy.QtWidgets import (
     QCheckBox,
     QComboBox,
-    QDockWidget,
     QFileDialog,
-    QFormLayout,
     QHBoxLayout,
     QInputDialog,
     QLabel,
-    QLineEdit,
-    QMainWindow,
     QMenu,
     QPushButton,
     QShortcut,
@@ -33,187 +28,26 @@ from qtpy.QtWidgets import (
 )
 from superqt import QLabeledDoubleRangeSlider
 
-from napari_wbc.cells import UNIDENTIFIED
+from napari_wbc.cells import UNIDENTIFIED, Cells
+from napari_wbc.quiz import Quiz
 from napari_wbc.reference_cells import SOURCE, reference_cells
-from napari_wbc.review_session import checked_name
 
-from ._dock import EXPECTED, LayerChoice
+from ._dock import EXPECTED
 from ._gallery_keys import load_keys, save_key
-from ._gallery_order import NO_CLASS, SHOWS, SORTS, Shown, arrange, letters
+from ._gallery_order import NO_CLASS, SHOWS, SORTS, Arrangement, Section, Shown, arrange, letters
+from ._gallery_score import Score
 from ._gallery_view import LARGEST, SMALLEST, GalleryView
-from ._layers import CELLS
-from ._review import Review, begin
+from ._review_dock import NEEDS_CELLS, ReviewDock
 from ._source import KEY, drawn_regions
 from ._thumbnails import Thumbnails, to_image
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
 
-NEEDS_CELLS = "Classify a smear first, or open a folder of results."
 HELP = (
     "Letter: class of the selected cells · Space: accept and go on · .: next one not reviewed · Enter: show in the "
     "picture · arrows: move · + and −: size · Delete: remove · Ctrl+Z, Ctrl+Shift+Z: undo, redo"
 )
-
-
-class CellsChoice(LayerChoice):
-    """Combo box of the layers of cells."""
-
-    def __init__(self, viewer: Viewer) -> None:
-        super().__init__(viewer, Points)
-        self.setToolTip("The cells to review: of a run, or of results that were opened")
-
-    def _offers(self, layer: Any) -> bool:
-        return isinstance(layer, Points) and layer.metadata.get(KEY, {}).get("role") == CELLS
-
-
-class ReviewDock(QWidget):
-    """A dock that shows the review of a layer of cells; several docks share one.
-
-    Parameters
-    ----------
-    napari_viewer : napari.Viewer
-        The viewer the dock belongs to.
-
-    Notes
-    -----
-    Subclasses fill `body`, call `adopt` when they are built, and implement `show_review`, `show_change` and
-    `show_theme`.
-    """
-
-    def __init__(self, napari_viewer: Viewer) -> None:
-        super().__init__()
-        self.viewer = napari_viewer
-        self.review: Review | None = None
-        self._placed = False
-        self.choice = CellsChoice(napari_viewer)
-        self.open_button = QPushButton("Open results…")
-        self.open_button.setToolTip("Open a folder of results, to review it")
-        self.open_button.clicked.connect(lambda: self.open_results())
-        self.reviewer = QLineEdit()
-        self.reviewer.setToolTip("Your name: it is written beside every decision")
-        self.reviewer.editingFinished.connect(self._on_reviewer)
-        self.banner = QLabel()
-        self.banner.setWordWrap(True)
-        self.banner.setTextFormat(Qt.TextFormat.PlainText)
-        self.banner.setStyleSheet("background: #7a4a00; color: white; padding: 4px; border-radius: 3px;")
-        self.banner.hide()
-        top = QHBoxLayout()
-        top.addWidget(self.choice, 1)
-        top.addWidget(self.open_button)
-        self.form = QFormLayout()
-        self.form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
-        self.form.addRow("Cells", top)
-        self.form.addRow("Reviewer", self.reviewer)
-        self.body = QVBoxLayout(self)
-        self.body.addLayout(self.form)
-        self.body.addWidget(self.banner)
-        napari_viewer.events.theme.connect(self._on_theme)
-
-    def show_review(self) -> None:
-        """Show another review, or none."""
-        raise NotImplementedError
-
-    def show_change(self, change: Any) -> None:
-        """Show what a decision changed."""
-        raise NotImplementedError
-
-    def show_theme(self) -> None:
-        """Take the colours of napari's theme."""
-        raise NotImplementedError
-
-    def open_results(self, folder: str | Path | None = None) -> None:
-        """Open a folder of results; asks for it if none is given."""
-        folder = folder or QFileDialog.getExistingDirectory(self, "Folder of results")
-        if folder:
-            try:
-                self.viewer.open(str(folder), plugin="napari-wbc")
-            except (*EXPECTED, OSError) as error:
-                show_warning(str(error))
-
-    def adopt(self) -> None:
-        """Show the review of the chosen layer."""
-        if not isalive(self):
-            return
-        layer = self.choice.layer
-        if self.review is not None and layer is not None and self.review.layer == layer:
-            return
-        self._drop()
-        if layer is not None:
-            try:
-                self.review = begin(self.viewer, layer)
-            except (*EXPECTED, OSError) as error:
-                self._say(str(error))
-                self.show_review()
-                return
-            self.review.use(self)
-            self.review.changed.connect(self.show_change)
-            self.review.replaced.connect(self._on_replaced)
-            self.reviewer.setText(self.review.reviewer)
-            self._say("\n".join([*filter(None, [self.review.session.read_only]), *self.review.session.notes]))
-        self.reviewer.setEnabled(self.review is not None)
-        self.show_review()
-
-    def _say(self, text: str) -> None:
-        self.banner.setText(text)
-        self.banner.setVisible(bool(text))
-
-    def _drop(self) -> None:
-        if self.review is not None:
-            review, self.review = self.review, None
-            review.changed.disconnect(self.show_change)
-            review.replaced.disconnect(self._on_replaced)
-            review.leave(self)
-        self._say("")
-
-    def _on_replaced(self) -> None:
-        self._drop()
-        self.show_review()
-        self.choice.refresh()
-        self.adopt()
-
-    def _on_reviewer(self) -> None:
-        if self.review is None:
-            return
-        try:
-            self.review.reviewer = checked_name(self.reviewer.text())
-        except ValueError as error:
-            show_warning(str(error))
-        self.reviewer.setText(self.review.reviewer)
-
-    def _on_theme(self) -> None:
-        if isalive(self):
-            self.show_theme()
-
-    def event(self, event: QEvent | None) -> bool:
-        """End the review when the dock is taken out of the window."""
-        if event is not None and event.type() == QEvent.Type.ParentChange:
-            if self.parent() is None:
-                self._drop()
-                self.leave()
-            elif self.review is None:
-                self.adopt()
-        return bool(super().event(event))
-
-    def leave(self) -> None:
-        """Stop what the dock does in the background."""
-
-    def showEvent(self, event: Any) -> None:  # noqa: N802
-        """Share the place of other docks of ours: below each other none of them has room."""
-        super().showEvent(event)
-        dock, window = self.parent(), self.window()
-        while dock is not None and not isinstance(dock, QDockWidget):
-            dock = dock.parent()
-        if self._placed or dock is None or not isinstance(window, QMainWindow):
-            return
-        self._placed = True
-        area = window.dockWidgetArea(dock)
-        for other in window.findChildren(QDockWidget):
-            ours = other is not dock and other.isVisible() and other.findChild(LayerChoice) is not None
-            if ours and not dock.isFloating() and window.dockWidgetArea(other) == area:
-                window.tabifyDockWidget(other, dock)
-                dock.raise_()
-                return
 
 
 class GalleryWidget(ReviewDock):
@@ -231,6 +65,9 @@ class GalleryWidget(ReviewDock):
         self.thumbnails: Thumbnails | None = None
         self._keys = load_keys()
         self._letters: dict[str, str] = {}
+        self.quiz: Quiz | None = None
+        self.score: Score | None = None
+        self._hidden: list[Any] = []
         self._add_filters()
         self.picture_button = QPushButton("Find picture…")
         self.picture_button.setToolTip("The picture is not where it was when the results were written")
@@ -307,6 +144,10 @@ class GalleryWidget(ReviewDock):
         self.undo_button, self.redo_button = QPushButton("Undo"), QPushButton("Redo")
         self.accept_button, self.next_button = QPushButton("Accept"), QPushButton("Next")
         self.add_button, self.compare_button = QPushButton("Add missed"), QPushButton("Compare")
+        self.quiz_button = QPushButton("Quiz")
+        self.quiz_button.setCheckable(True)
+        self.quiz_button.setToolTip("Name reviewed cells whose classes are hidden, by key; for students")
+        self.quiz_button.toggled.connect(self._on_quiz)
         for button, tip, act in (
             (self.undo_button, "Take the last decision back (Ctrl+Z)", self.undo),
             (self.redo_button, "Make it again (Ctrl+Shift+Z)", self.redo),
@@ -328,7 +169,7 @@ class GalleryWidget(ReviewDock):
         self.size_slider.valueChanged.connect(self._on_size)
         for buttons in (
             (self.accept_button, self.next_button, self.undo_button, self.redo_button),
-            (self.add_button, self.compare_button, self.size_slider),
+            (self.add_button, self.compare_button, self.quiz_button, self.size_slider),
         ):
             row = QHBoxLayout()
             for button in buttons:
@@ -342,6 +183,7 @@ class GalleryWidget(ReviewDock):
         if self.thumbnails is not None:
             self.thumbnails.close()
         self.thumbnails = None
+        self.quiz_button.setChecked(False)
         self.view.selected, self.view.current = set(), None
         slide = None
         if self.review is not None:
@@ -355,7 +197,9 @@ class GalleryWidget(ReviewDock):
             self.thumbnails = Thumbnails(slide, self)
         self.view.set_thumbnails(self.thumbnails)
         self.picture_button.setVisible(self.review is not None and slide is None)
-        for button in (self.accept_button, self.next_button, self.add_button, self.compare_button):
+        for button in (
+            self.accept_button, self.next_button, self.add_button, self.compare_button, self.quiz_button,
+        ):  # fmt: skip
             button.setEnabled(self.review is not None)
         self.arrange()
 
@@ -393,10 +237,6 @@ class GalleryWidget(ReviewDock):
 
     def arrange(self) -> None:
         """Group, sort and show the cells as the controls say."""
-        from napari_wbc.cells import Cells
-
-        from ._gallery_order import Arrangement
-
         self._offer_classes()
         if self.review is None:
             self.view.show_cells(Cells.empty(), Arrangement(), {})
@@ -410,7 +250,11 @@ class GalleryWidget(ReviewDock):
             return
         session = self.review.session
         self._letters = letters(session.classes, self._keys)
-        self.view.show_cells(session.cells, arrange(session, shown), self._letters)
+        arrangement = arrange(session, shown)
+        if self.quiz is not None:
+            rows = self.review.rows_of(self.quiz.open)
+            arrangement = Arrangement(rows, (Section("", 0, len(rows), len(rows)),))
+        self.view.show_cells(session.cells, arrangement, self._letters)
         self._say_state()
 
     def _offer_classes(self) -> None:
@@ -444,7 +288,7 @@ class GalleryWidget(ReviewDock):
 
     def decide(self, name: str) -> None:
         """Give the selected cells a class, and go on to the cell after them."""
-        if self.review is not None and self.view.selected:
+        if self.quiz is None and self.review is not None and self.view.selected:
             after = self._after()
             if self.review.decide(sorted(self.view.selected), name):
                 self._go_on(after)
@@ -510,7 +354,11 @@ class GalleryWidget(ReviewDock):
         if self.review is None:
             return
         named = {letter: name for name, letter in self._letters.items()}
-        if sign.lower() in named:
+        if self.quiz is not None:
+            label = self.view.current
+            if sign.lower() in named and label is not None and label in self.quiz.open:
+                self._answer(self.quiz, label, named[sign.lower()])
+        elif sign.lower() in named:
             self.decide(named[sign.lower()])
         elif sign == " ":
             self.accept()
@@ -521,14 +369,49 @@ class GalleryWidget(ReviewDock):
         elif sign == "\r" and self.view.current is not None:
             self.review.fly_to(self.view.current)
 
+    def _on_quiz(self, on: bool) -> None:
+        """Hide the classes and ask for them, or show them again."""
+        if self.review is None:
+            return
+        try:
+            self.quiz = Quiz(self.review.session.cells) if on else None
+        except ValueError as error:
+            show_warning(str(error))
+            self.quiz_button.setChecked(False)
+            return
+        if on:
+            # Outlines and names tell the class.
+            self._hidden = [layer for layer in self.viewer.layers if KEY in layer.metadata and layer.visible]
+        for layer in self._hidden:
+            layer.visible = not on
+        self.view.hide_classes = on
+        for button in (self.accept_button, self.next_button, self.undo_button, self.redo_button, self.add_button):
+            button.setEnabled(not on)
+        self.arrange()
+        if self.quiz is not None:
+            self.view.reach(self.quiz.open[0])
+            self.status.setText(f"{len(self.quiz.open)} cells: name each with its key.")
+
+    def _answer(self, quiz: Quiz, label: int, name: str) -> None:
+        right = quiz.answer(label, name)
+        if quiz.open:
+            self.arrange()
+            self.view.reach(quiz.open[0])
+        else:
+            self.quiz_button.setChecked(False)
+            self.score = Score(quiz, self)
+            self.score.show()
+        score, asked = quiz.score
+        self.status.setText(f"{'Right' if right else 'Wrong'}. {score} of {asked} right.")
+
     def _on_selected(self) -> None:
-        if self.review is not None:
+        if self.quiz is None and self.review is not None:
             self.review.select(sorted(self.view.selected))
         self._say_state()
         self._show_reference()
 
     def _on_opened(self, label: int) -> None:
-        if self.review is not None and len(self.view.selected) == 1:
+        if self.quiz is None and self.review is not None and len(self.view.selected) == 1:
             self.review.fly_to(label)
 
     def _on_picked(self) -> None:
@@ -541,7 +424,7 @@ class GalleryWidget(ReviewDock):
             self._show_reference()
 
     def _on_menu(self, point: QPoint) -> None:
-        if self.review is not None:
+        if self.quiz is None and self.review is not None:
             menu = self.menu()
             menu.exec(point if not point.isNull() else QCursor.pos())
 

@@ -355,10 +355,16 @@ class Review(QObject):
         if len(features) != len(self._labels) or not np.array_equal(features["label"], self._labels):
             self._take_cells()
         elif not np.array_equal(self._codes_now(), self._codes):
-            self.act(
-                _decide_what_differs, self.session, cells_of(features, layer.data), self.session.cells, self.reviewer
-            )
+            self.act(self._take_classes)
         self._look_at_selection()
+
+    def _take_classes(self) -> None:
+        """Take over classes that were changed in the layer's features."""
+        names = self.layer.features["class"].astype(object).to_numpy()
+        changed = (names != self.session.cells.table["class"].to_numpy()) & (names != "") & ~pd.isna(names)
+        for name, labels in pd.Series(self._labels[changed]).groupby(names[changed]):
+            self.session.decide(labels.to_numpy(), str(name), self.reviewer)
+        self._show_classes(np.flatnonzero(changed))
 
     def _take_cells(self) -> None:
         """Take over that points were deleted or added; what lies at an added one is segmented and classified."""

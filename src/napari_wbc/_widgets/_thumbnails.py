@@ -76,9 +76,10 @@ class Thumbnails(QObject):
         """
         labels = cells.table["label"].to_numpy()[list(rows)]
         missing = [(int(k), row) for k, row in zip(labels, rows, strict=True) if int(k) not in self._kept]
-        wanted = {label for label, _ in missing}
-        for label in [label for label, future in self._waiting.items() if label not in wanted and future.cancel()]:
-            del self._waiting[label]
+        wanted = {self._waiting[label] for label, _ in missing if label in self._waiting}
+        for label, future in list(self._waiting.items()):
+            if future not in wanted and (future.cancelled() or future.cancel()):
+                del self._waiting[label]
         fresh = [(label, row) for label, row in missing if label not in self._waiting]
         if not fresh or self._closed:
             return

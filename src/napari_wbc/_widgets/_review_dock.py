@@ -1,0 +1,200 @@
+"""What the docks of a review share: which cells, who reviews, what is wrong, and one place in the window."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from napari.layers import Points
+from napari.utils.notifications import show_warning
+from qtpy.compat import isalive
+from qtpy.QtCore import QEvent, Qt, QTimer
+from qtpy.QtWidgets import (
+    QDockWidget,
+    QFileDialog,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QLineEdit,
+    QMainWindow,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
+
+from napari_wbc.review_session import checked_name
+
+from ._dock import EXPECTED, LayerChoice
+from ._layers import CELLS
+from ._review import Review, begin
+from ._source import KEY
+
+if TYPE_CHECKING:
+    from napari.viewer import Viewer
+
+NEEDS_CELLS = "Classify a smear first, or open a folder of results."
+
+
+class CellsChoice(LayerChoice):
+    """Combo box of the layers of cells."""
+
+    def __init__(self, viewer: Viewer) -> None:
+        super().__init__(viewer, Points)
+        self.setToolTip("The cells to review: of a run, or of results that were opened")
+
+    def _offers(self, layer: Any) -> bool:
+        return isinstance(layer, Points) and layer.metadata.get(KEY, {}).get("role") == CELLS
+
+
+class ReviewDock(QWidget):
+    """A dock that shows the review of a layer of cells; several docks share one.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        The viewer the dock belongs to.
+
+    Notes
+    -----
+    Subclasses fill `body`, call `adopt` when they are built, and implement `show_review`, `show_change` and
+    `show_theme`.
+    """
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__()
+        self.viewer = napari_viewer
+        self.review: Review | None = None
+        self._placed = False
+        # As the window was before the dock made it higher.
+        self._before = napari_viewer.window.geometry()[2:]
+        self.choice = CellsChoice(napari_viewer)
+        self.open_button = QPushButton("Open results…")
+        self.open_button.setToolTip("Open a folder of results, to review it")
+        self.open_button.clicked.connect(lambda: self.open_results())
+        self.reviewer = QLineEdit()
+        self.reviewer.setToolTip("Your name: it is written beside every decision")
+        self.reviewer.editingFinished.connect(self._on_reviewer)
+        self.banner = QLabel()
+        self.banner.setWordWrap(True)
+        self.banner.setTextFormat(Qt.TextFormat.PlainText)
+        self.banner.setStyleSheet("background: #7a4a00; color: white; padding: 4px; border-radius: 3px;")
+        self.banner.hide()
+        top = QHBoxLayout()
+        top.addWidget(self.choice, 1)
+        top.addWidget(self.open_button)
+        self.form = QFormLayout()
+        self.form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
+        self.form.addRow("Cells", top)
+        self.form.addRow("Reviewer", self.reviewer)
+        self.body = QVBoxLayout(self)
+        self.body.addLayout(self.form)
+        self.body.addWidget(self.banner)
+        napari_viewer.events.theme.connect(self._on_theme)
+
+    def show_review(self) -> None:
+        """Show another review, or none."""
+        raise NotImplementedError
+
+    def show_change(self, change: Any) -> None:
+        """Show what a decision changed."""
+        raise NotImplementedError
+
+    def show_theme(self) -> None:
+        """Take the colours of napari's theme."""
+        raise NotImplementedError
+
+    def open_results(self, folder: str | Path | None = None) -> None:
+        """Open a folder of results; asks for it if none is given."""
+        folder = folder or QFileDialog.getExistingDirectory(self, "Folder of results")
+        if folder:
+            try:
+                self.viewer.open(str(folder), plugin="napari-wbc")
+            except (*EXPECTED, OSError) as error:
+                show_warning(str(error))
+
+    def adopt(self) -> None:
+        """Show the review of the chosen layer."""
+        if not isalive(self):
+            return
+        layer = self.choice.layer
+        if self.review is not None and layer is not None and self.review.layer == layer:
+            return
+        self._drop()
+        if layer is not None:
+            try:
+                self.review = begin(self.viewer, layer)
+            except (*EXPECTED, OSError) as error:
+                self._say(str(error))
+                self.show_review()
+                return
+            self.review.use(self)
+            self.review.changed.connect(self.show_change)
+            self.review.replaced.connect(self._on_replaced)
+            self.reviewer.setText(self.review.reviewer)
+            self._say("\n".join([*filter(None, [self.review.session.read_only]), *self.review.session.notes]))
+        self.reviewer.setEnabled(self.review is not None)
+        self.show_review()
+
+    def _say(self, text: str) -> None:
+        self.banner.setText(text)
+        self.banner.setVisible(bool(text))
+
+    def _drop(self) -> None:
+        if self.review is not None:
+            review, self.review = self.review, None
+            review.changed.disconnect(self.show_change)
+            review.replaced.disconnect(self._on_replaced)
+            review.leave(self)
+        self._say("")
+
+    def _on_replaced(self) -> None:
+        self._drop()
+        self.show_review()
+        self.choice.refresh()
+        self.adopt()
+
+    def _on_reviewer(self) -> None:
+        if self.review is None:
+            return
+        try:
+            self.review.reviewer = checked_name(self.reviewer.text())
+        except ValueError as error:
+            show_warning(str(error))
+        self.reviewer.setText(self.review.reviewer)
+
+    def _on_theme(self) -> None:
+        if isalive(self):
+            self.show_theme()
+
+    def event(self, event: QEvent | None) -> bool:
+        """End the review when the dock is taken out of the window."""
+        if event is not None and event.type() == QEvent.Type.ParentChange:
+            if self.parent() is None:
+                self._drop()
+                self.leave()
+            elif self.review is None:
+                self.adopt()
+        return bool(super().event(event))
+
+    def leave(self) -> None:
+        """Stop what the dock does in the background."""
+
+    def showEvent(self, event: Any) -> None:  # noqa: N802
+        """Share the place of other docks of ours: below each other none of them has room."""
+        super().showEvent(event)
+        dock, window = self.parent(), self.window()
+        while dock is not None and not isinstance(dock, QDockWidget):
+            dock = dock.parent()
+        if self._placed or dock is None or not isinstance(window, QMainWindow):
+            return
+        self._placed = True
+        area = window.dockWidgetArea(dock)
+        for other in window.findChildren(QDockWidget):
+            ours = other is not dock and other.isVisible() and other.findChild(LayerChoice) is not None
+            if ours and not dock.isFloating() and window.dockWidgetArea(other) == area:
+                window.tabifyDockWidget(other, dock)
+                dock.raise_()
+                if not window.isMaximized() and not window.isFullScreen():
+                    QTimer.singleShot(0, partial(window.resize, *self._before))
+                return

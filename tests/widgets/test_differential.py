@@ -1,0 +1,150 @@
+"""The dock of the differential, on the review that the gallery changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from napari.utils.notifications import notification_manager
+
+from napari_wbc.cells import measure
+from napari_wbc.count import differential
+from napari_wbc.export import write_folder
+from napari_wbc.reference import SHIPPED, load_ranges, with_ranges
+
+CLASSES = ("neutrophil", "lymphocyte", "monocyte", "erythroblast")
+TITLE, GALLERY = "Differential", "Gallery of cells"
+
+
+@pytest.fixture
+def results(tmp_path):
+    n = 300
+    labels = np.zeros((100, 100), np.int32)
+    for k in range(n):
+        labels[5 * (k // 20) + 1 : 5 * (k // 20) + 4, 5 * (k % 20) + 1 : 5 * (k % 20) + 4] = k + 1
+    p = np.random.default_rng(1).dirichlet([3, 1, 0.5, 0.5], n)
+    return write_folder(tmp_path / "results", measure(labels, slide="a").with_predictions(p, CLASSES, 0.5), labels)
+
+
+@pytest.fixture
+def counts(viewer, dock, results, qtbot):
+    notification_manager.records.clear()
+    viewer.open(str(results), plugin="napari-wbc")
+    widget = dock(TITLE)
+    qtbot.waitUntil(lambda: widget.counts is not None and widget.results.counts is not None, timeout=20_000)
+    return widget
+
+
+def shown(widget) -> dict[str, list[str]]:
+    table = widget.results.table
+    rows = [row for row in range(table.rowCount()) if table.item(row, 1)]
+    return {
+        table.item(row, 0).text(): [table.item(row, k).text() for k in range(1, table.columnCount())] for row in rows
+    }
+
+
+def choose(widget, target):
+    index = widget.target.findData(target)
+    widget.target.setCurrentIndex(index)
+    widget.target.activated.emit(index)
+
+
+def test_target_progress_limits_and_signature(counts, qtbot):
+    session = counts.review.session
+    choose(counts, 100)
+    chosen = session.counted
+    assert counts.progress.maximum() == chosen.sum()
+    assert counts.progress.text() == f"0 of {chosen.sum()} reviewed"
+    assert "taken systematically" in counts.results.head.text()
+    assert "seed 0" in counts.results.head.text()
+    labels = session.cells.table["label"][chosen]
+    counts.review.accept(labels.iloc[:43])
+    qtbot.waitUntil(lambda: counts.progress.value() == 43, timeout=5000)
+    assert "unidentified" in counts.status.text()
+    unsure = session.cells.table.loc[chosen & (session.cells.table["class"] == "unidentified"), "label"]
+    counts.review.decide(unsure, "neutrophil")
+    counts.review.accept(labels)
+    counts.sign_button.click()
+    assert session.is_final
+    assert counts.status.text().startswith(f"Signed by {counts.review.reviewer}")
+    white = counts.counts[counts.counts["group"] == "white"]
+    assert white["n"].sum() == 100 == white["of"].iloc[0]
+    expected = with_ranges(differential(session.cells.where(session.counted)), load_ranges())
+    assert shown(counts)["neutrophil"][0] == str(int(expected.set_index("class").loc["neutrophil", "n"]))
+    counts.review.undo()
+    qtbot.waitUntil(lambda: "not signed" in counts.status.text(), timeout=5000)
+    counts.seed.setValue(5)
+    counts.seed.editingFinished.emit()
+    assert (session.counted != chosen).any()
+    assert session.settings["seed"] == 5
+
+
+def test_absolute_counts_ranges_and_flags(counts, tmp_path):
+    choose(counts, None)
+    counts.wbc.setText("12000")
+    counts.wbc.editingFinished.emit()
+    table = counts.counts.set_index("class")
+    n, of = table.loc["neutrophil", ["n", "of"]]
+    assert table.loc["neutrophil", "per_ul"] == pytest.approx(12000 * n / of, abs=1)
+    assert shown(counts)["neutrophil"][3] == "40 – 80"
+    assert shown(counts)["neutrophil"][4].startswith(f"{table.loc['neutrophil', 'per_ul']:,.0f}")
+    assert table.loc["erythroblast", "unit"] == "per 100 white cells"
+    text = SHIPPED.read_text("utf-8").replace("[40, 80]", "[1, 2]").replace("B. J. Bain", "Our laboratory")
+    (tmp_path / "ours.toml").write_text(text, "utf-8")
+    counts.use_ranges(tmp_path / "ours.toml")
+    assert shown(counts)["neutrophil"][1].endswith("▲")
+    assert "Our laboratory" in counts.results.notes.text()
+    (tmp_path / "bad.toml").write_text("x = [")
+    counts.use_ranges(tmp_path / "bad.toml")
+    assert "not a table of reference ranges" in notification_manager.records[-1].message
+    assert counts.ranges == load_ranges()
+    counts.wbc.setText("0")
+    counts.wbc.editingFinished.emit()
+    assert "WBC is 0" in notification_manager.records[-1].message
+    assert counts.review.session.settings["wbc"] is None
+
+
+def test_two_readers(counts, results, tmp_path, qtbot):
+    counts.tabs.setCurrentIndex(1)
+    counts.compare_with(None)
+    assert "300 of 300 common cells have the same class (100.0 %); Cohen's κ = 1.00" in counts.kappa.text()
+    some = counts.review.session.cells.table.query("`class` == 'neutrophil'")["label"].iloc[:60]
+    counts.review.decide(some, "lymphocyte")
+    qtbot.waitUntil(lambda: "240 of 300" in counts.kappa.text(), timeout=5000)
+    assert counts.agreement.matrix.loc["lymphocyte", "neutrophil"] == 60
+    rows = {counts.share_table.item(k, 0).text(): k for k in range(counts.share_table.rowCount())}
+    assert counts.share_table.item(rows["neutrophil"], 5).text() == "no"
+    assert counts.share_table.item(rows["monocyte"], 5).text() == "yes"
+    other = write_folder(tmp_path / "other", counts.review.session.before, None, files=("cells.csv", "cells.parquet"))
+    (other / "slide.json").write_text('{"slide": null}')
+    counts.compare_with(other)
+    assert "240 of 300" in counts.kappa.text()
+    counts.compare_with(tmp_path)
+    assert "no results" in notification_manager.records[-1].message
+
+
+def test_gallery_and_differential_share_one_review(counts, dock, viewer, qtbot):
+    gallery = dock(GALLERY)
+    assert gallery.review is counts.review
+    choose(counts, None)
+    gallery.view.reach(int(gallery.view.labels[0]))
+    gallery.decide("smudge")
+    qtbot.waitUntil(lambda: counts.counts.set_index("class")["n"].get("smudge") == 1, timeout=5000)
+    gallery.reviewer.setText("Dr. A. Reader")
+    gallery.reviewer.editingFinished.emit()
+    gallery.decide("smudge")
+    assert set(counts.review.session.cells.table["reviewer"]) >= {"Dr. A. Reader"}
+    gallery.reviewer.setText("=1+1")
+    gallery.reviewer.editingFinished.emit()
+    assert gallery.reviewer.text() == "Dr. A. Reader"
+    viewer.window.remove_dock_widget(gallery)
+    assert not counts.review.session.read_only  # still open here
+
+
+def test_without_cells_and_themes(viewer, dock, results):
+    counts = dock(TITLE)
+    assert "Classify a smear first" in counts.status.text()
+    assert not counts.sign_button.isEnabled()
+    viewer.open(str(results), plugin="napari-wbc")
+    for theme in ("light", "dark"):
+        viewer.theme = theme
+    counts.grab()

@@ -1,0 +1,468 @@
+"""The gallery: cells side by side, corrected by keys, mouse and menu; everything shows one table."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from napari.utils.notifications import notification_manager
+from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt
+from qtpy.QtGui import QDropEvent
+
+from napari_wbc.cells import measure
+from napari_wbc.export import read_results, write_folder
+from napari_wbc.review import DECISIONS
+from napari_wbc.tables import read_cells
+
+CLASSES = ("neutrophil", "lymphocyte", "monocyte", "erythroblast")
+SIDE, STEP = 30, 48
+TITLE = "Gallery of cells"
+
+
+def picture(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return n violet discs on a pale ground, and their labels."""
+    across = int(np.ceil(np.sqrt(n)))
+    image = np.full((across * STEP, across * STEP, 3), (235, 225, 230), np.uint8)
+    labels = np.zeros(image.shape[:2], np.int32)
+    yy, xx = np.mgrid[:SIDE, :SIDE] - SIDE / 2 + 0.5
+    disc = np.hypot(yy, xx) < SIDE / 2 - 1
+    for k in range(n):
+        top, left = STEP * (k // across) + 9, STEP * (k % across) + 9
+        image[top : top + SIDE, left : left + SIDE][disc] = (110, 60 + 3 * k % 60, 150)
+        labels[top : top + SIDE, left : left + SIDE][disc] = k + 1
+    return image, labels
+
+
+@pytest.fixture
+def results(tmp_path):
+    from PIL import Image
+
+    image, labels = picture(24)
+    path = tmp_path / "smear.png"
+    Image.fromarray(image).save(path)
+    p = np.random.default_rng(1).dirichlet([0.5] * 4, 24)
+    cells = measure(labels, slide="smear.png", mpp=0.5).with_predictions(p, CLASSES, 0.6)
+    files = ("cells.csv", "cells.parquet", "cells.geojson", "labels.tif", "annotated.png", "differential.csv")
+    return write_folder(tmp_path / "results", cells, labels, image=image, picture=path, files=files)
+
+
+@pytest.fixture(autouse=True)
+def _keys_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    notification_manager.records.clear()
+
+
+@pytest.fixture
+def gallery(viewer, dock, results, qtbot):
+    viewer.open(str(results), plugin="napari-wbc")
+    widget = dock(TITLE)
+    qtbot.waitUntil(lambda: widget.review is not None and len(widget.view.labels) == 24, timeout=60_000)
+    widget.view.resize(420, 900)
+    return widget
+
+
+def table_of(widget) -> pd.DataFrame:
+    return widget.review.session.cells.table.set_index("label")
+
+
+def all_agree(widget, results, *, saved: bool = False) -> bool:
+    """Whether session, layer, labels, gallery, log and files say the same."""
+    cells = widget.review.session.cells
+    viewer, layer = widget.viewer, widget.review.layer
+    widget.review.show_rest()
+    names = dict(zip(cells.table["label"], cells.table["class"], strict=True))
+    features = layer.features
+    assert dict(zip(features["label"], features["class"].astype(object), strict=True)) == names
+    assert features["class_reviewed"].tolist() == cells.table["class_reviewed"].tolist()
+    outlines = viewer.layers["cells labels"].features.set_index("index")["class"]
+    assert {label: outlines[label] for label in names if label in outlines.index} == {
+        label: name for label, name in names.items() if label in outlines.index
+    }
+    sections = {section.name: section.total for section in widget.view.arrangement.sections}
+    counts = cells.table["class"].value_counts()
+    assert {name: n for name, n in sections.items() if n} == counts.to_dict()
+    assert read_results(results).cells == cells
+    if saved:
+        assert read_cells(results / "cells.csv") == cells
+        assert read_cells(results / "cells.parquet") == cells
+    return True
+
+
+def press(widget, qtbot, text, modifier=Qt.KeyboardModifier.NoModifier):
+    qtbot.keyClicks(widget.view, text, modifier)
+
+
+def drop(view, point):
+    data = QMimeData()
+    data.setData("application/x-napari-wbc-cells", b"")
+    buttons, keys = Qt.MouseButton.LeftButton, Qt.KeyboardModifier.NoModifier
+    view.dropEvent(QDropEvent(QPointF(point), Qt.DropAction.MoveAction, data, buttons, keys))
+
+
+def test_a_whole_case_by_keys_drag_and_menu(gallery, results, qtbot):
+    view, session = gallery.view, gallery.review.session
+    before = table_of(gallery)["class"].to_dict()
+    first = int(view.labels[0])
+    view.reach(first)
+    press(gallery, qtbot, "s")
+    assert table_of(gallery).loc[first, ["class", "class_model"]].tolist() == ["smudge", before[first]]
+    assert view.current != first
+    assert all_agree(gallery, results)
+    # Twenty more by key, each the cell that is current then.
+    for k in range(20):
+        press(gallery, qtbot, "nlmr"[k % 4])
+    assert all_agree(gallery, results)
+    # Many at once, dropped on the heading of another class.
+    some = {int(label) for label in view.labels[2:6]}
+    view.select(some)
+    view.scroll_to("monocyte")
+    drop(view, view.heading("monocyte").center())
+    assert set(table_of(gallery).loc[sorted(some), "class"]) == {"monocyte"}
+    assert all_agree(gallery, results)
+    # By the menu.
+    view.select({first})
+    menu = gallery.menu()
+    action = next(action for action in menu.actions() if action.text().startswith("not a white cell"))
+    action.trigger()
+    assert table_of(gallery).loc[first, "class"] == "not a white cell"
+    for _ in range(5):
+        qtbot.keyClick(view, Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier)
+    assert all_agree(gallery, results)
+    qtbot.keyClick(view, Qt.Key.Key_Z, Qt.KeyboardModifier.ControlModifier | Qt.KeyboardModifier.ShiftModifier)
+    assert all_agree(gallery, results)
+    while session.can_undo:
+        gallery.undo()
+    assert table_of(gallery)["class"].to_dict() == before
+    assert all_agree(gallery, results)
+    while session.can_redo:
+        gallery.redo()
+    gallery.review.session.save()
+    assert all_agree(gallery, results, saved=True)
+
+
+def test_space_accepts_and_goes_to_the_next_unreviewed(gallery, results, qtbot):
+    view = gallery.view
+    view.reach(int(view.labels[0]))
+    for k in range(1, 25):
+        press(gallery, qtbot, " ")
+        assert gallery.review.session.reviewed.sum() == k
+    assert (table_of(gallery)["class"] == table_of(gallery)["class_model"]).all()
+    press(gallery, qtbot, ".")
+    assert "All shown cells are reviewed" in gallery.status.text()
+    assert all_agree(gallery, results)
+
+
+def test_arrows_move_select_and_zoom(gallery, qtbot):
+    view = gallery.view
+    view.reach(int(view.labels[0]))
+    qtbot.keyClick(view, Qt.Key.Key_Right)
+    assert view.current == view.labels[1]
+    qtbot.keyClick(view, Qt.Key.Key_Right, Qt.KeyboardModifier.ShiftModifier)
+    assert view.selected == set(view.labels[1:3].tolist())
+    qtbot.keyClick(view, Qt.Key.Key_End)
+    assert view.current == view.labels[-1]
+    qtbot.keyClick(view, Qt.Key.Key_Up)
+    qtbot.keyClick(view, Qt.Key.Key_Home)
+    assert view.current == view.labels[0]
+    for key in (Qt.Key.Key_Down, Qt.Key.Key_PageDown, Qt.Key.Key_PageUp, Qt.Key.Key_Left):
+        qtbot.keyClick(view, key)
+    side = view.side
+    press(gallery, qtbot, "+")
+    assert view.side == side + 8 == gallery.size_slider.value()
+    qtbot.keyClick(view, Qt.Key.Key_A, Qt.KeyboardModifier.ControlModifier)
+    assert len(view.selected) == 24
+    qtbot.keyClick(view, Qt.Key.Key_Escape)
+    assert not view.selected
+
+
+def test_a_click_flies_there_and_a_selection_in_the_picture_is_followed(gallery, viewer, qtbot):
+    view, layer = gallery.view, gallery.review.layer
+    label = int(view.labels[7])
+    view.ensure_seen(label)
+    qtbot.mouseClick(view.viewport(), Qt.MouseButton.LeftButton, pos=view.rectangle(label).center())
+    row = gallery.review.rows_of([label])[0]
+    assert layer.selected_data == {row}
+    assert viewer.layers.selection.active == layer
+    assert np.allclose(viewer.camera.center[-2:], gallery.review.session.cells.centroids[row])
+    layer.selected_data = {3, 5}
+    wanted = set(gallery.review.session.cells.table["label"].iloc[[3, 5]])
+    qtbot.waitUntil(lambda: view.selected == wanted, timeout=5000)
+
+
+def test_the_mouse_selects_some_and_a_rectangle(gallery, qtbot):
+    view = gallery.view
+    view.verticalScrollBar().setValue(0)
+    a, b, c = (int(label) for label in view.labels[:3])
+    qtbot.mouseClick(view.viewport(), Qt.MouseButton.LeftButton, pos=view.rectangle(a).center())
+    control, shift = Qt.KeyboardModifier.ControlModifier, Qt.KeyboardModifier.ShiftModifier
+    qtbot.mouseClick(view.viewport(), Qt.MouseButton.LeftButton, control, view.rectangle(c).center())
+    assert view.selected == {a, c}
+    qtbot.mouseClick(view.viewport(), Qt.MouseButton.LeftButton, pos=view.rectangle(a).center())
+    assert view.selected == {a}
+    qtbot.mouseClick(view.viewport(), Qt.MouseButton.LeftButton, shift, view.rectangle(c).center())
+    assert view.selected == {a, b, c}
+    section = next(section for section in view.arrangement.sections if len(section))
+    view.scroll_to(section.name)
+    qtbot.mouseClick(view.viewport(), Qt.MouseButton.LeftButton, pos=view.heading(section.name).center())
+    assert view.selected == set(view.labels[section.start : section.stop].tolist())
+    start = QPoint(view.viewport().width() - 3, 35)
+    qtbot.mousePress(view.viewport(), Qt.MouseButton.LeftButton, pos=start)
+    qtbot.mouseMove(view.viewport(), QPoint(2, 140))
+    qtbot.mouseRelease(view.viewport(), Qt.MouseButton.LeftButton, pos=QPoint(2, 140))
+
+
+def test_filters_and_sorts(gallery, viewer, qtbot):
+    view, table = gallery.view, table_of(gallery)
+
+    def shown():
+        return set(view.labels.tolist())
+
+    gallery.show_box.setCurrentText("unidentified")
+    assert shown() == set(table.index[table["class"] == "unidentified"])
+    gallery.show_box.setCurrentText("neutrophil")
+    assert shown() == set(table.index[table["class"] == "neutrophil"])
+    assert [section.name for section in view.arrangement.sections] == ["neutrophil"]
+    gallery.show_box.setCurrentText("all cells")
+    gallery.range.setValue((0.5, 0.8))
+    assert shown() == set(table.index[table["probability"].between(0.5, 0.8)])
+    gallery.range.setValue((0, 1))
+    for sort, key in (("probability", "probability"), ("size", "area")):
+        gallery.sort_box.setCurrentText(sort)
+        gallery.direction.setChecked(False)
+        for descending in (False, True):
+            gallery.direction.setChecked(descending)
+            for section in view.arrangement.sections:
+                values = table.loc[view.labels[section.start : section.stop], key].to_numpy()
+                assert (np.diff(values if not descending else values[::-1]) >= 0).all()
+    gallery.review.accept([9])
+    gallery.review.accept([2])
+    gallery.sort_box.setCurrentText("time of review")
+    gallery.direction.setChecked(True)
+    gallery.show_box.setCurrentText("not reviewed yet")
+    assert shown() == set(table.index) - {2, 9}
+    gallery.show_box.setCurrentText("all cells")
+    gallery.inside.setChecked(True)
+    assert not gallery.inside.isChecked()  # nothing is drawn
+    viewer.add_shapes([[0, 0], [0, 100], [100, 100], [100, 0]], shape_type="polygon")
+    gallery.inside.setChecked(True)
+    inside = (table["centroid-0"] < 100) & (table["centroid-1"] < 100)
+    assert shown() == set(table.index[inside])
+
+
+def test_an_edit_in_the_table_of_features_is_a_decision(gallery, results, viewer, qtbot):
+    layer = gallery.review.layer
+    column = layer.features.columns.get_loc("class")
+    layer.features.iloc[4, column] = "monocyte"  # as napari's table does: it sends no event
+    qtbot.waitUntil(lambda: table_of(gallery).loc[5, "class_reviewed"] == "monocyte", timeout=5000)
+    assert all_agree(gallery, results)
+    features = layer.features.copy()
+    features["class"] = "lymphocyte"
+    layer.features = features
+    qtbot.waitUntil(lambda: (table_of(gallery)["class"] == "lymphocyte").all(), timeout=5000)
+    assert all_agree(gallery, results)
+    gallery.undo()
+    assert all_agree(gallery, results)
+
+
+def test_points_deleted_in_the_picture_and_brought_back(gallery, results, qtbot):
+    layer = gallery.review.layer
+    layer.selected_data = {0, 3}
+    layer.remove_selected()
+    qtbot.waitUntil(lambda: len(gallery.review.session.cells) == 22, timeout=5000)
+    assert all_agree(gallery, results)
+    gallery.undo()
+    assert len(layer.data) == 24
+    assert all_agree(gallery, results)
+    gallery.view.select({7})
+    qtbot.keyClick(gallery.view, Qt.Key.Key_Delete)
+    assert 7 not in table_of(gallery).index
+    assert all_agree(gallery, results)
+
+
+def test_a_missed_cell_is_added_where_somebody_clicks(viewer, dock, press_run, sample, qtbot, tmp_path):
+    viewer.open_sample("napari-wbc", "smear_neutrophil_monocyte")
+    press_run()
+    gallery = dock(TITLE)
+    n = len(gallery.view.labels)
+    gone = table_of(gallery).iloc[0]
+    gallery.view.select({int(gone.name)})
+    gallery.remove()
+    assert len(gallery.view.labels) == n - 1
+    gallery.add_button.setChecked(True)
+    assert gallery.review.layer.mode == "add"
+    gallery.review.layer.add([[gone["centroid-0"], gone["centroid-1"]]])
+    qtbot.waitUntil(lambda: len(gallery.review.session.cells) == n, timeout=120_000)
+    added = table_of(gallery).iloc[-1]
+    assert added["class_model"] == gone["class_model"]
+    assert added["area"] == pytest.approx(gone["area"], rel=0.1)
+    assert added.name > gone.name
+    folder = gallery.review.session.keep(tmp_path / "kept")
+    assert all_agree(gallery, folder)
+
+
+@pytest.fixture
+def press_run(viewer, dock, press):
+    def run_classify():
+        widget = dock()
+        press(widget)
+        return widget
+
+    return run_classify
+
+
+def test_a_run_in_memory_is_reviewed_saved_and_never_overwritten(viewer, dock, press, press_run, tmp_path, qtbot):
+    viewer.open_sample("napari-wbc", "smear_neutrophil_monocyte")
+    classify = press_run()
+    gallery = dock(TITLE)
+    label = int(gallery.view.labels[0])
+    gallery.view.reach(label)
+    gallery.decide("basophil")
+    cells = gallery.review.session.cells
+    rows = classify.results.table
+    shown = {rows.item(k, 0).text(): rows.item(k, 1).text() for k in range(rows.rowCount()) if rows.item(k, 1)}
+    assert shown["basophil"] == "1"
+    saved = classify.save(tmp_path / "results")
+    assert (saved / DECISIONS).is_file()
+    assert read_results(saved).cells == cells
+    press(classify)  # the model runs again
+    qtbot.waitUntil(lambda: gallery.review is not None and gallery.review.session.cells != cells, timeout=5000)
+    assert not gallery.review.session.reviewed.any()
+    layer = viewer.layers["corrected cells"]
+    assert layer.features["class"].astype(object).tolist() == cells.table["class"].tolist()
+    assert read_results(saved).cells == cells
+
+
+def test_a_second_window_says_that_it_can_only_look(gallery, results, make_napari_viewer, qtbot):
+    other = make_napari_viewer()
+    other.open(str(results), plugin="napari-wbc")
+    second = other.window.add_plugin_dock_widget("napari-wbc", TITLE)[1]
+    assert "another window" in second.banner.text()
+    assert not second.banner.isHidden()
+    before = table_of(second)["class"].tolist()
+    second.view.reach(int(second.view.labels[0]))
+    second.decide("smudge")
+    assert table_of(second)["class"].tolist() == before
+    column = second.review.layer.features.columns.get_loc("class")
+    second.review.layer.features.iloc[0, column] = "monocyte"
+    qtbot.waitUntil(lambda: second.review.layer.features["class"].iloc[0] == before[0], timeout=5000)
+    assert gallery.banner.isHidden()
+
+
+def test_pictures_are_decoded_as_they_are_seen_and_forgotten(gallery, qtbot):
+    seen = [int(label) for label in gallery.view.labels[:3]]
+    gallery.view.grab()  # what asks for them is being painted
+    qtbot.waitUntil(lambda: all(gallery.thumbnails.get(k) is not None for k in seen), timeout=20_000)
+    pixmap = gallery.thumbnails.get(seen[0])
+    assert pixmap.width() == gallery.view.side
+    middle = pixmap.toImage().pixelColor(pixmap.width() // 2, pixmap.height() // 2)
+    assert middle.blue() > middle.green()  # the violet cell is in the middle
+    gallery.view.set_side(120)
+    gallery.view.grab()
+    qtbot.waitUntil(lambda: gallery.thumbnails.get(seen[0]) is not None, timeout=20_000)
+    assert gallery.thumbnails.get(seen[0]).width() == 120
+
+
+def test_keys_are_shown_bound_and_kept(gallery, dock, viewer, qtbot):
+    assert gallery.view.letters["neutrophil"] == "n"
+    assert gallery.view.letters["erythroblast"] == "r"
+    assert len(set(gallery.view.letters.values())) == len(gallery.view.letters)
+    gallery.set_key("monocyte", "Q")
+    assert gallery.view.letters["monocyte"] == "q"
+    gallery.view.reach(int(gallery.view.labels[0]))
+    label = gallery.view.current
+    press(gallery, qtbot, "q")
+    assert table_of(gallery).loc[label, "class"] == "monocyte"
+    gallery.set_key("monocyte", "!")
+    assert "is no key" in notification_manager.records[-1].message
+    viewer.window.remove_dock_widget(gallery)
+    assert dock(TITLE).view.letters["monocyte"] == "q"
+
+
+def test_compare_shows_reference_cells_of_the_class(gallery):
+    gallery.view.reach(int(gallery.view.labels[0]))
+    gallery.compare_button.setChecked(True)
+    gallery.show_box.setCurrentText("monocyte")
+    gallery.compare_button.setChecked(False)
+    gallery.compare_button.setChecked(True)
+    assert gallery.reference_title.text().startswith("Reference: monocyte")
+    assert not gallery.reference_strip.pixmap().isNull()
+    gallery.show_box.setCurrentText("smudge")
+    gallery.compare_button.setChecked(False)
+    gallery.compare_button.setChecked(True)
+    assert "no reference cells" in gallery.reference_title.text()
+
+
+def test_results_whose_picture_was_moved(viewer, dock, results, qtbot):
+    from qtpy.QtWidgets import QApplication
+
+    moved = results.parent / "elsewhere" / "deep" / "smear.png"
+    moved.parent.mkdir(parents=True)
+    (results.parent / "smear.png").rename(moved)
+    viewer.open(str(results), plugin="napari-wbc")
+    gallery = dock(TITLE)
+    assert not gallery.picture_button.isHidden()
+    assert len(gallery.view.labels) == 24
+    from PIL import Image
+
+    Image.new("RGB", (10, 10), "violet").save(results.parent / "other.png")
+    gallery.find_picture(results.parent / "other.png")
+    assert "another picture" in notification_manager.records[-1].message
+    gallery.find_picture(moved)
+    assert gallery.picture_button.isHidden()
+    QApplication.processEvents()
+    assert gallery.thumbnails is not None
+    settings = [json.loads(line) for line in (results / DECISIONS).read_text().splitlines()][-1]
+    assert settings["values"] == {"picture": str(moved)}
+
+
+def test_without_cells_and_when_layers_go(viewer, dock, results, qtbot):
+    gallery = dock(TITLE)
+    assert "Classify a smear first" in gallery.status.text()
+    gallery.open_results(results)
+    assert len(gallery.view.labels) == 24
+    gallery.view.grab()
+    viewer.layers.clear()
+    qtbot.waitUntil(lambda: gallery.review is None, timeout=5000)
+    assert len(gallery.view.labels) == 0
+    gallery.open_results(results)  # the lock is free again
+    assert not gallery.review.session.read_only
+
+
+def test_closing_the_dock_writes_the_tables_and_frees_the_folder(gallery, viewer, results):
+    from napari_wbc.review_session import ReviewSession
+
+    gallery.view.reach(int(gallery.view.labels[0]))
+    gallery.decide("smudge")
+    cells = gallery.review.session.cells
+    viewer.window.remove_dock_widget(gallery)
+    assert read_cells(results / "cells.csv") == cells
+    session = ReviewSession.open(results)
+    assert not session.read_only
+    assert session.cells == cells
+    session.close()
+
+
+def test_a_quiz_over_reviewed_cells(gallery, results, viewer, qtbot):
+    gallery.quiz_button.setChecked(True)
+    assert not gallery.quiz_button.isChecked()
+    assert "no cell has been reviewed" in notification_manager.records[-1].message
+    gallery.review.accept([k for k in range(1, 25) if table_of(gallery).loc[k, "class"] != "unidentified"][:6])
+    before = gallery.review.session.cells
+    gallery.quiz_button.setChecked(True)
+    view = gallery.view
+    assert len(view.labels) == 6
+    assert view.hide_classes
+    assert not viewer.layers["cells labels"].visible
+    first = view.current
+    wrong = next(name for name in CLASSES if name != table_of(gallery).loc[first, "class"])
+    press(gallery, qtbot, view.letters[wrong])
+    assert gallery.status.text() == "Wrong. 0 of 1 right."
+    for k in range(1, 6):
+        press(gallery, qtbot, view.letters[table_of(gallery).loc[view.current, "class"]])
+        assert gallery.status.text() == f"Right. {k} of {k + 1} right."
+    assert not view.hide_classes
+    assert viewer.layers["cells labels"].visible
+    assert gallery.review.session.cells == before
+    assert len(view.labels) == 24

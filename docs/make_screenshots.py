@@ -87,6 +87,8 @@ def take(name, home, options):
         set_up_batch(dock, home)
     dock.run_button.click()
     wait(1800, until=lambda: not dock.is_running)
+    if name == "slide":
+        next(layer for layer in viewer.layers if layer.name.startswith("density")).visible = True
     if name == "batch":
         dock.open_slide(next(k for k in range(99) if dock.table.item(k, 0).text().startswith("nine")))
     if name == "crop":

@@ -175,6 +175,7 @@ class Cluster:
             raise ClusterError('workers need Dask: pip install "napari-wbc[batch]"') from error
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what matters is told by the run itself
         local = None
+        before = dict(os.environ)
         try:
             if scheduler is None:
                 n = workers or 1
@@ -188,6 +189,11 @@ class Cluster:
             if scheduler is None:
                 raise ClusterError(f"no workers can be started here ({error})") from error
             raise ClusterError(f"no scheduler answers at {scheduler}; start one with: dask scheduler") from error
+        finally:
+            # Dask leaves what it tells its workers of threads in the environment of this process too.
+            for name in set(os.environ) - set(before):
+                del os.environ[name]
+            os.environ.update(before)
         try:
             yield cls(client, terms, model)
         finally:

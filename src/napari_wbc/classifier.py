@@ -318,11 +318,14 @@ class Classifier:
             # Each part is the work of one thread: torch's own would share the sums out, and their number change the
             # last digits. So a laptop, a cluster and the dock write the same table.
             threads = torch.get_num_threads()
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                if self._accelerated:  # which has threads of its own, and whose numbers do not depend on them
-                    found = [self._weigh(self._accelerated(seen)) for seen in pool.map(self._views, parts)]
-                else:
-                    found = list(pool.map(self._look, parts))
+            try:
+                with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                    if self._accelerated:  # which has threads of its own, and whose numbers do not depend on them
+                        found = [self._weigh(self._accelerated(seen)) for seen in pool.map(self._views, parts)]
+                    else:
+                        found = list(pool.map(self._look, parts))
+            finally:
+                torch.set_num_threads(threads)  # threads that begin later take over the number that was set last
         return np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
 
     def _look(self, part: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

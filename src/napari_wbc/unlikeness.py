@@ -104,7 +104,9 @@ class Gauge:
         """Return the score (n,) of statistics (n, d); above 0 is unlike rather than like."""
         import torch
 
-        return torch.nan_to_num(statistics @ self.weight + self.bias, nan=30.0)
+        # In double precision: a library's order of summation, which it may change, must not change the digits shown.
+        total = statistics.cpu().double() @ self.weight.cpu().double() + self.bias.cpu().double()
+        return torch.nan_to_num(total, nan=30.0).float()
 
     def _see(self, _module: nn.Module, _inputs: Any, maps: Tensor) -> None:
         import torch

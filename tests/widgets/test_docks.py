@@ -88,7 +88,10 @@ def test_crop_points_of_ones_own(viewer, dock, press, sample, tmp_path):
 def test_one_name_for_each_dock(dock):
     titles = {command["id"]: command["title"] for command in MANIFEST["commands"]}
     for widget in MANIFEST["widgets"]:
-        assert titles[widget["command"]] == widget["display_name"] == dock(widget["display_name"]).run_button.text()
+        opened = dock(widget["display_name"])
+        assert titles[widget["command"]] == widget["display_name"]
+        if widget["display_name"] not in ("Gallery of cells", "Differential"):  # they follow; there is nothing to start
+            assert opened.run_button.text() == widget["display_name"]
 
 
 def test_crop_cells_of_an_earlier_run(viewer, dock, press):

@@ -185,7 +185,7 @@ def test_a_click_flies_there_and_a_selection_in_the_picture_is_followed(gallery,
     row = gallery.review.rows_of([label])[0]
     assert layer.selected_data == {row}
     assert viewer.layers.selection.active == layer
-    assert np.allclose(viewer.camera.center[-2:], gallery.review.session.cells.centroids[row])
+    assert np.allclose(getattr(viewer, "scene", viewer).camera.center[-2:], gallery.review.session.cells.centroids[row])
     layer.selected_data = {3, 5}
     wanted = set(gallery.review.session.cells.table["label"].iloc[[3, 5]])
     qtbot.waitUntil(lambda: view.selected == wanted, timeout=5000)

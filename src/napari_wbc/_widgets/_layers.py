@@ -82,6 +82,7 @@ def layers_of(
     if cells.classes:
         extent = extent or (labels.shape if labels is not None else _extent(cells))
         layers.extend((*draw(cells, extent, scale), "shapes") for draw in (name_plates, counts_panel))
+        layers[-2][1]["visible"] = labels is not None  # on a whole slide they are too small to read, and in the way
     for _, attributes, _ in layers:
         attributes["scale"] = scale
         attributes["metadata"] = {KEY: {"role": attributes["name"]}}

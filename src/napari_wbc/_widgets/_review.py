@@ -401,7 +401,7 @@ class Review(QObject):
         (row,) = self.rows_of([label])
         place = self.layer.data_to_world(self.session.cells.centroids[row])
         mpp = float(self.session.cells.table["mpp"].iloc[row])
-        camera = self.viewer.camera
+        camera = getattr(self.viewer, "scene", self.viewer).camera  # napari 0.9 moved it
         camera.center = (*camera.center[:-2], *place[-2:])
         seen = _SEEN_UM / mpp * self.layer.scale[-1] if np.isfinite(mpp) else 600 * self.layer.scale[-1]
         canvas = min(self.viewer.window.geometry()[2:]) / 2

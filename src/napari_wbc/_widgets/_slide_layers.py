@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from napari_wbc.pipeline import Analysis
 
 
+HEAT = {"name": "heat", "colors": [(1, 0.8, 0.1, 0), (1, 0.6, 0.1, 0.7), (0.8, 0.1, 0.2, 1), (0.35, 0, 0.3, 1)]}
+"""Where there are no cells the slide is seen as it is."""
+
+
 def show_maps(viewer: Viewer, analysis: Analysis, image_layer: Layer, transform: dict[str, Any]) -> None:
     """Lay the regions and, hidden at first, the density of cells over a slide; maps of an earlier run give way.
 
@@ -52,8 +56,8 @@ def show_maps(viewer: Viewer, analysis: Analysis, image_layer: Layer, transform:
     )  # fmt: skip
     per_mm2, side = density(analysis.cells, analysis.slide.shape, analysis.appearance.mpp)
     map_ = viewer.add_image(
-        per_mm2, name=f"{DENSITY}, cells per mm²", colormap="magma", blending="additive",
-        opacity=0.6, visible=shown.get(DENSITY, False), interpolation2d="linear", **_placed(transform, side),
+        per_mm2, name=f"{DENSITY}, cells per mm²", colormap=HEAT, blending="translucent_no_depth",
+        opacity=0.7, visible=shown.get(DENSITY, False), interpolation2d="linear", **_placed(transform, side),
     )  # fmt: skip
     for layer, role in ((regions, REGIONS), (map_, DENSITY)):
         layer.metadata[KEY] = {"role": role, "image": image_layer.unique_id}

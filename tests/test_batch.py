@@ -395,6 +395,7 @@ def cluster():
     from napari_wbc import plan
 
     small, plan.PART = plan.PART, 2
+    before = dict(os.environ)  # Dask leaves numbers of threads there, which the processes of later tests would take over
     with distributed.LocalCluster(
         1,
         threads_per_worker=1,
@@ -404,6 +405,8 @@ def cluster():
     ) as cluster:
         yield cluster
     plan.PART = small
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="module")

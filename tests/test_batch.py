@@ -395,7 +395,7 @@ def cluster():
     from napari_wbc import plan
 
     small, plan.PART = plan.PART, 2
-    before = dict(os.environ)  # Dask leaves numbers of threads there, which the processes of later tests would take over
+    before = dict(os.environ)  # Dask leaves numbers of threads there, which later tests would hand to their processes
     with distributed.LocalCluster(
         1,
         threads_per_worker=1,

@@ -23,8 +23,6 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_wbc.review_session import checked_name
-
 from ._dock import EXPECTED, LayerChoice
 from ._layers import CELLS
 from ._review import Review, begin
@@ -131,7 +129,8 @@ class ReviewDock(QWidget):
             self.review.use(self)
             self.review.changed.connect(self.show_change)
             self.review.replaced.connect(self._on_replaced)
-            self.reviewer.setText(self.review.reviewer)
+            self.review.named.connect(self._show_reviewer)
+            self._show_reviewer()
             self._say("\n".join([*filter(None, [self.review.session.read_only]), *self.review.session.notes]))
         self.reviewer.setEnabled(self.review is not None)
         self.show_review()
@@ -145,6 +144,7 @@ class ReviewDock(QWidget):
             review, self.review = self.review, None
             review.changed.disconnect(self.show_change)
             review.replaced.disconnect(self._on_replaced)
+            review.named.disconnect(self._show_reviewer)
             review.leave(self)
         self._say("")
 
@@ -158,10 +158,14 @@ class ReviewDock(QWidget):
         if self.review is None:
             return
         try:
-            self.review.reviewer = checked_name(self.reviewer.text())
+            self.review.set_reviewer(self.reviewer.text())
         except ValueError as error:
             show_warning(str(error))
-        self.reviewer.setText(self.review.reviewer)
+            self._show_reviewer()
+
+    def _show_reviewer(self) -> None:
+        if self.review is not None:
+            self.reviewer.setText(self.review.reviewer)
 
     def _on_theme(self) -> None:
         if isalive(self):

@@ -256,7 +256,7 @@ def log_agrees(case: Case, session) -> None:
             undone.append(done.pop())
         elif entry["do"] == "redo":
             done.append(undone.pop())
-        elif entry["do"] not in ("set", "sign"):
+        elif entry["do"] not in ("set", "sign", "outline"):
             done.append(entry)
             undone.clear()
     for entry in done:

@@ -10,6 +10,7 @@ import csv
 import json
 import re
 import shutil
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -222,8 +223,12 @@ def gallery_agrees(case: Case, table) -> None:
         assert set(names) <= {section.name}
         shown = f"{len(names)} of {n[section.name]}" if len(names) != n[section.name] else f"{len(names)}"
         assert view._title(section) == f"{section.name}  {shown}"
-    if case.gallery.show_box.currentText() == "all cells":
-        assert sorted(view.labels) == sorted(table.index)
+    session, shown = case.review.session, case.gallery.show_box.currentText()
+    kept = {
+        "all cells": table.index == table.index, "not reviewed yet": ~session.reviewed, "of the count": session.counted,
+    }.get(shown, table["class"] == shown)  # fmt: skip
+    assert sorted(view.labels) == sorted(table.index[kept])
+    if shown == "all cells":
         assert set(n) <= {section.name for section in view.arrangement.sections}
     assert case.gallery.status.text().startswith(f"{(table['class_reviewed'] != '').sum()} of {len(table)} reviewed")
 
@@ -335,9 +340,21 @@ def count_to_target(case: Case) -> None:
     case.qtbot.keyClick(case.counts.target, Qt.Key.Key_Home)
     assert case.review.session.settings["target"] == TARGET
     agree(case)
+    # Space goes on to the next cell, also where those that were reviewed are not shown any more.
+    case.show("not reviewed yet")
+    inorder = case.view.labels[:4].tolist()
+    case.click(inorder[0])
+    for label in inorder[:3]:
+        assert case.view.current == label
+        case.qtbot.keyClicks(case.view, " ")
+        case.now()
     case.show("of the count")
+    case.qtbot.keyClick(case.counts.seed, Qt.Key.Key_Up)
+    case.qtbot.keyClick(case.counts.seed, Qt.Key.Key_Return)
+    assert case.review.session.settings["seed"] == 1
+    agree(case)
     case.click(int(case.view.labels[0]))
-    for _ in range(5):
+    for _ in range(3):
         done = case.counts.progress.value()
         case.qtbot.keyClicks(case.view, ".")
         case.qtbot.keyClicks(case.view, " ")
@@ -471,3 +488,27 @@ def test_a_whole_case(folder, annotated_case, make_napari_viewer, viewer, press,
     assert dict(zip(kept.features["label"], kept.features["class"].astype(object), strict=True)) == case.wanted
     assert (folder / DECISIONS).read_bytes().startswith(log)
     assert read_results(folder).cells == cells
+
+
+def test_a_window_that_its_user_closes_writes_the_tables_and_frees_the_folder(case):
+    folder = case / "r/nine"
+    code = f"""
+import napari
+from qtpy.QtCore import QEvent
+from qtpy.QtWidgets import QApplication
+from napari_wbc.review_session import ReviewSession
+viewer = napari.Viewer(show=False)
+viewer.open({str(folder)!r}, plugin="napari-wbc")
+docks = [viewer.window.add_plugin_dock_widget("napari-wbc", name)[1] for name in ("Gallery of cells", "Differential")]
+docks[0].view.reach(int(docks[0].view.labels[0]))
+docks[0].decide("smudge")
+viewer.window._qt_window.close()
+QApplication.sendPostedEvents(None, QEvent.Type.DeferredDelete)
+session = ReviewSession.open({str(folder)!r})
+print(session.read_only or "free", flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert done.stdout.split() == ["free"], done.stderr[-2000:]
+    cells = read_cells(folder / "cells.csv")
+    assert (cells.table["class"] == "smudge").sum() == 1
+    assert cells == read_results(folder).cells

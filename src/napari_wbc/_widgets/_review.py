@@ -128,7 +128,7 @@ class Review(QObject):
         super().__init__()
         self.viewer, self.layer, self.session = viewer, layer, session
         self.reviewer = str(session.settings.get("reviewer") or _user())
-        self._users: set[int] = set()
+        self._users: set[object] = set()
         self._source = layer.metadata[KEY].get("cells")
         self._slide: Slide | None = None
         self._codes: npt.NDArray[Any] = np.empty(0)
@@ -151,13 +151,13 @@ class Review(QObject):
 
     # ---- who uses it
 
-    def use(self, who: QObject) -> None:
-        """Keep the review while a dock needs it."""
-        self._users.add(id(who))
+    def use(self, who: object) -> None:
+        """Keep the review while somebody needs it."""
+        self._users.add(who)
 
-    def leave(self, who: QObject) -> None:
-        """End the review when no dock needs it any more."""
-        self._users.discard(id(who))
+    def leave(self, who: object) -> None:
+        """End the review when nobody needs it any more."""
+        self._users.discard(who)
         if not self._users:
             self.end()
 

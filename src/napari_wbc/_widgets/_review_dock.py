@@ -45,6 +45,24 @@ class CellsChoice(LayerChoice):
         return isinstance(layer, Points) and layer.metadata.get(KEY, {}).get("role") == CELLS
 
 
+class _Held:
+    """The review that a dock needs."""
+
+    def __init__(self) -> None:
+        self._review: Review | None = None
+
+    def take(self, review: Review) -> None:
+        """Need a review."""
+        self._review = review
+        review.use(self)
+
+    def leave(self, *_: object) -> None:
+        """Need it no more."""
+        if self._review is not None:
+            review, self._review = self._review, None
+            review.leave(self)
+
+
 class ReviewDock(QWidget):
     """A dock that shows the review of a layer of cells; several docks share one.
 
@@ -63,6 +81,9 @@ class ReviewDock(QWidget):
         super().__init__()
         self.viewer = napari_viewer
         self.review: Review | None = None
+        # Bound methods of a dying widget are not called any more; when the window closes, this leaves for it.
+        self._held = _Held()
+        self.destroyed.connect(partial(_Held.leave, self._held))
         self._placed = False
         # As the window was before the dock made it higher.
         self._before = napari_viewer.window.geometry()[2:]
@@ -126,7 +147,7 @@ class ReviewDock(QWidget):
                 self._say(str(error))
                 self.show_review()
                 return
-            self.review.use(self)
+            self._held.take(self.review)
             self.review.changed.connect(self.show_change)
             self.review.replaced.connect(self._on_replaced)
             self.review.named.connect(self._show_reviewer)
@@ -145,7 +166,7 @@ class ReviewDock(QWidget):
             review.changed.disconnect(self.show_change)
             review.replaced.disconnect(self._on_replaced)
             review.named.disconnect(self._show_reviewer)
-            review.leave(self)
+            self._held.leave()
         self._say("")
 
     def _on_replaced(self) -> None:

@@ -7,6 +7,7 @@ changed. It knows nothing of windows.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -436,9 +437,19 @@ def _log_file(folder: Path, log: Log) -> LogFile:
             (folder / name).unlink(missing_ok=True)
         with new_file(folder / f"cells.before_review{table.suffix}") as fresh:
             shutil.copyfile(table, fresh)
-        return {"sha256": read}
+        return {"sha256": read} | ({"run": run} if (run := _run_of(folder)) else {})
 
     return LogFile(folder / DECISIONS, log, prepare)
+
+
+def _run_of(folder: Path) -> dict[str, Any]:
+    """Return what ``run.json`` says of the results in a folder: a later run, that is refused here, replaces it."""
+    try:
+        run = json.loads((folder.parent / "run.json").read_text("utf-8"), parse_constant=lambda _: None)
+        inputs = [entry for entry in run["inputs"] if entry["result"] == folder.name]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return {**run, "inputs": inputs} if inputs else {}
 
 
 def checked_name(name: str) -> str:

@@ -482,6 +482,12 @@ def test_a_whole_case(folder, annotated_case, make_napari_viewer, viewer, press,
     # The model runs again: by the command line, and in the window.
     picture = next(annotated_case.glob("case.*"))
     assert CliRunner().invoke(app, ["annotate", str(picture), "-o", str(folder.parent)]).exit_code != 0
+    assert CliRunner().invoke(app, ["report", str(folder), "-o", str(tmp_path / "y.json")]).exit_code == 0
+    told, before = (json.loads((tmp_path / name).read_text("utf-8")) for name in ("y.json", "x.json"))
+    assert told["model"] == before["model"]
+    assert told["pictures"] == before["pictures"]
+    assert told["made"]["parameters"] == before["made"]["parameters"] != {}
+    assert told["differential"] == before["differential"]
     classify = again.viewer.window.add_plugin_dock_widget("napari-wbc", "Classify white cells")[1]
     assert press(classify).startswith(f"{len(case.wanted) + 1} cells")
     kept = again.viewer.layers["corrected cells"]

@@ -53,7 +53,7 @@ def _keys_of_their_own(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session", params=["case.png", "case.tif"])
 def annotated_case(request, classifier, tmp_path_factory) -> Path:
-    """Return a run of the command line over 144 cells: a field, and the same as a whole slide."""
+    """Return a run of the command line over 136 cells: a field, and the same as a whole slide."""
     from napari_wbc import samples
 
     nine = next(sample.path for sample in samples() if sample.key == "nine_fields")
@@ -146,6 +146,8 @@ class Case:
     def drop_on(self, name: str) -> None:
         """Drag what is selected to the heading of a class."""
         self.view.scroll_to(name)
+        bar = self.view.verticalScrollBar()
+        bar.setValue(bar.value() - 100)  # at its edges the list scrolls under a drag
         data, place = QMimeData(), self.view.heading(name).center()
         data.setData(MIME, b"")
         for kind, point in ((QDragEnterEvent, place), (QDragMoveEvent, place), (QDropEvent, QPointF(place))):
@@ -230,7 +232,11 @@ def gallery_agrees(case: Case, table) -> None:
     assert sorted(view.labels) == sorted(table.index[kept])
     if shown == "all cells":
         assert set(n) <= {section.name for section in view.arrangement.sections}
-    assert case.gallery.status.text().startswith(f"{(table['class_reviewed'] != '').sum()} of {len(table)} reviewed")
+    said = case.gallery.status.text()
+    if said == "All shown cells are reviewed.":
+        assert (table["class_reviewed"][view.labels] != "").all()
+    else:
+        assert said.startswith(f"{(table['class_reviewed'] != '').sum()} of {len(table)} reviewed")
 
 
 def counts_agree(case: Case, session) -> None:

@@ -19,6 +19,7 @@ import pytest
 from napari_wbc.cells import UNIDENTIFIED, Cells, measure
 from napari_wbc.decisions import DecisionError
 from napari_wbc.export import ExportError, read_results, write_folder
+from napari_wbc.geojson import rings_in
 from napari_wbc.review import BEFORE_REVIEW, DECISIONS, CorrectedError, is_corrected
 from napari_wbc.review_session import ReadOnlyError, ReviewSession
 from napari_wbc.tables import read_cells
@@ -123,6 +124,29 @@ def test_added_and_removed_cells_are_in_the_table_the_labels_and_the_files(folde
     session.undo()
     assert session.cells == session.before
     session.close()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_cell_comes_back_with_its_outline_after_the_files_lost_it(folder, whole):
+    if whole:
+        (folder / "labels.tif").unlink()
+        (folder / "slide.json").write_text('{"slide": null}')
+    before = ReviewSession.open(folder)
+    pixels, rings = before.labels, rings_in((folder / "cells.geojson").read_text("utf-8"))
+    before.remove([4, 7], ME)
+    before.sign(ME)
+    assert before.signed is not None
+    before.close()
+    assert not {4, 7} & rings_in((folder / "cells.geojson").read_text("utf-8")).keys()
+    session = ReviewSession.open(folder)
+    session.undo()
+    if not whole:
+        np.testing.assert_array_equal(session.labels, pixels)
+    session.save()
+    session.close()
+    found = rings_in((folder / "cells.geojson").read_text("utf-8"))
+    assert found.keys() == rings.keys()
+    np.testing.assert_array_equal(found[4][0], rings[4][0])
 
 
 def test_a_model_never_overwrites_a_decision(folder):

@@ -15,11 +15,12 @@ import pandas as pd
 
 from .atomic import ExportError, safe_name
 from .cells import Cells, CellsError
-from .decisions import decided_in
+from .decisions import decided_in, read_log
 from .export import read_results
 from .geojson import Rings, outlines, rings_in
 from .inputs import RUN_FILES
 from .record import FORMAT, versions
+from .review import DECISIONS
 from .review_session import Kept, ReviewSession
 from .slide import ImageError, Slide
 from .slide_formats import is_zarr
@@ -179,11 +180,13 @@ def read_case(folder: str | Path, image: str | Path | None = None) -> Case:
     if not folder.is_dir():
         raise ExportError(f"{folder}: no such folder; give a folder of results that `napari-wbc annotate` wrote")
     alone = any((folder / name).is_file() for name in _TABLES)
-    run = _read_run(folder.parent if alone else folder)
+    run = _read_run(folder.parent / "run.json" if alone else folder / "run.json")
     entries = {entry["result"]: entry for entry in run.get("inputs", []) if entry.get("result")}
     if alone:
-        entries = {folder.name: entries.get(folder.name, {})}
-        run = run if entries[folder.name] else {}
+        if folder.name not in entries:  # the run that the review is of, if there is one
+            path = folder / DECISIONS
+            run = _checked(read_log(path).head.get("run", {}), path)
+        entries = {folder.name: next((e for e in run.get("inputs", []) if e.get("result") == folder.name), {})}
     if not entries:
         raise ExportError(
             f"{folder}: no results; give a folder with cells.csv, or the folder of a run with its run.json, that "
@@ -239,20 +242,27 @@ def case_of(
     return Case(where, (Picture(where, cells, slide.shape, slide.path, slide.path, facts, session, slide, rings),), run)
 
 
-def _read_run(folder: Path) -> Mapping[str, Any]:
-    path = folder / "run.json"
-    if not path.is_file():
+def _read_run(path: Path) -> Mapping[str, Any]:
+    try:
+        return _checked(json.loads(path.read_text("utf-8")) if path.is_file() else {}, path)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
+
+
+def _checked(run: Any, path: Path) -> Mapping[str, Any]:
+    if run == {}:
         return {}
     try:
-        run = json.loads(path.read_text("utf-8"))
         names = [entry["result"] for entry in run["inputs"] if entry["result"]]
         if run["format"] != FORMAT or any(name != safe_name(name) for name in names):
             raise ValueError("not the record of a run")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ExportError(
-            f"{path}: damaged or cut short ({error}); give the folder of one picture, or delete it"
-        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(path, error) from error
     return dict(run)
+
+
+def _damaged(path: Path, error: Exception) -> ExportError:
+    return ExportError(f"{path}: damaged or cut short ({error}); give the folder of one picture, or delete it")
 
 
 def _read_picture(folder: Path, facts: Mapping[str, Any], image: Path | None) -> Picture:

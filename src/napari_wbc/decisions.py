@@ -80,7 +80,7 @@ class Decided:
             raise DecisionError("the table has cells of several slides; review the results of one after the other")
         self.n_before = len(cells)
         self.outlines: dict[int, list[list[list[float]]]] = {}
-        """Of cells that were added, rings of (x, y)."""
+        """Of cells that were added, and of removed ones that the files have lost, rings of (x, y)."""
         self.settings: dict[str, Any] = {}
         self.signed: Entry | None = None
         self._done: list[tuple[Entry, _Before]] = []
@@ -112,6 +112,12 @@ class Decided:
         return self._there.copy()
 
     @property
+    def lost(self) -> Ids:
+        """Cells that were removed and whose outlines nothing but the files has."""
+        gone = self._every.table["label"].to_numpy(np.int64)[~self._there]
+        return gone[~np.isin(gone, list(self.outlines))]
+
+    @property
     def undoable(self) -> int:
         """How many decisions can be taken back."""
         return len(self._done)
@@ -134,7 +140,7 @@ class Decided:
             if int(entry["cell"]["label"]) in self._row:
                 raise DecisionError(f"there is already a cell {entry['cell']['label']}")
             _row_of(entry["cell"], self._every)
-        elif do not in ("undo", "redo", "sign", "set"):
+        elif do not in ("undo", "redo", "sign", "set", "outline"):
             raise DecisionError(f"{do!r} is nothing that this version knows; update napari-wbc")
 
     def apply(self, entry: Entry) -> Change:
@@ -143,6 +149,9 @@ class Decided:
         do = entry["do"]
         if do == "set":
             self.settings.update(entry["values"])
+            return Change(np.empty(0, np.int64))
+        if do == "outline":
+            self.outlines |= {int(label): rings for label, rings in entry["outlines"].items()}
             return Change(np.empty(0, np.int64))
         if do == "sign":
             self.signed = entry

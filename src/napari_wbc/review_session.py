@@ -7,9 +7,10 @@ changed. It knows nothing of windows.
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from .cells import BESIDE_MODEL, UNIDENTIFIED, Cells
 from .counted import chosen, walk
 from .decisions import Change, Decided, DecisionError, Entry, Log, LogFile, read_log, replay
 from .export import RESULT_FILES, read_results, write_folder, write_results
-from .geojson import Rings, rings_in
+from .geojson import Rings, outlines, rings_in
 from .review import BEFORE_REVIEW, DECISIONS, LOCK
 
 if TYPE_CHECKING:
@@ -216,12 +217,13 @@ class ReviewSession:
 
             for ring in rings:
                 inside = polygon(ring[:, 1] - 0.5, ring[:, 0] - 0.5, labels.shape)
-                labels[inside] = np.where(labels[inside] == 0, label, labels[inside])
+                if not (labels[inside] == label).any():  # else it is there, to the pixel
+                    labels[inside] = np.where(labels[inside] == 0, label, labels[inside])
         return labels
 
     @property
     def added_outlines(self) -> dict[int, Rings]:
-        """Outlines of cells that were added and are there, as `napari_wbc.geojson.outlines` gives them."""
+        """Outlines of cells that were added, or removed and brought back, as `geojson.outlines` gives them."""
         ids = set(self.cells.table["label"])
         found = self._decided.outlines.items()
         return {label: [np.asarray(ring, float) for ring in rings] for label, rings in found if label in ids}
@@ -356,6 +358,7 @@ class ReviewSession:
         rings, image, step = None, None, 1.0
         if self._labels is None and (folder / "cells.geojson").is_file():
             rings = rings_in((folder / "cells.geojson").read_text("utf-8")) | self.added_outlines
+        self._keep_outlines(rings)
         if "annotated.png" in files:
             image, step = self._picture()
         with tempfile.TemporaryDirectory(prefix=".review", dir=folder.parent) as beside:
@@ -368,6 +371,20 @@ class ReviewSession:
         written = _sha256(_table_in(folder))
         if written != self._decided.settings.get("saved"):
             self.set(saved=written)  # so that a table that somebody edits later is known
+
+    def _keep_outlines(self, rings: Mapping[int, Rings] | None) -> None:
+        """Write the outlines of removed cells into the log, before the files lose them: `undo` brings them back."""
+        lost = self._decided.lost
+        if not len(lost):
+            return
+        if self._labels is not None:
+            rings = outlines(np.where(np.isin(self._labels, lost), self._labels, 0))
+        found = {
+            str(label): [np.round(ring, 2).tolist() for ring in (rings or {})[label]]
+            for label in lost.tolist() if label in (rings or {})
+        }  # fmt: skip
+        if found:
+            self._take({"do": "outline", "outlines": found})
 
     def _picture(self) -> tuple[npt.NDArray[np.uint8] | None, float]:
         from .slide import ImageError, Slide
@@ -420,9 +437,19 @@ def _log_file(folder: Path, log: Log) -> LogFile:
             (folder / name).unlink(missing_ok=True)
         with new_file(folder / f"cells.before_review{table.suffix}") as fresh:
             shutil.copyfile(table, fresh)
-        return {"sha256": read}
+        return {"sha256": read} | ({"run": run} if (run := _run_of(folder)) else {})
 
     return LogFile(folder / DECISIONS, log, prepare)
+
+
+def _run_of(folder: Path) -> dict[str, Any]:
+    """Return what ``run.json`` says of the results in a folder: a later run, that is refused here, replaces it."""
+    try:
+        run = json.loads((folder.parent / "run.json").read_text("utf-8"), parse_constant=lambda _: None)
+        inputs = [entry for entry in run["inputs"] if entry["result"] == folder.name]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+    return {**run, "inputs": inputs} if inputs else {}
 
 
 def checked_name(name: str) -> str:

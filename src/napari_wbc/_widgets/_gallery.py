@@ -34,7 +34,7 @@ from napari_wbc.reference_cells import SOURCE, reference_cells
 
 from ._dock import EXPECTED
 from ._gallery_keys import load_keys, save_key
-from ._gallery_order import NO_CLASS, SHOWS, SORTS, Arrangement, Section, Shown, arrange, letters
+from ._gallery_order import COUNTED, NO_CLASS, SHOWS, SORTS, Arrangement, Section, Shown, arrange, letters
 from ._gallery_score import Score
 from ._gallery_view import LARGEST, SMALLEST, GalleryView
 from ._review_dock import NEEDS_CELLS, ReviewDock
@@ -207,7 +207,7 @@ class GalleryWidget(ReviewDock):
         """Show what a decision changed."""
         if change.structure and self.thumbnails is not None and len(change.labels) > len(self.view.labels):
             self.thumbnails.forget()
-        if len(change.labels):
+        if len(change.labels) or self.show_box.currentText() == COUNTED:
             self.arrange()
         self._say_state()
 
@@ -296,9 +296,9 @@ class GalleryWidget(ReviewDock):
     def accept(self) -> None:
         """Accept the classes of the selected cells, and go on to the next one that was not reviewed."""
         if self.review is not None and self.view.selected:
-            place = self._last_place()
+            after = self._next_open(self.view.selected)
             if self.review.accept(sorted(self.view.selected)):
-                self._to_unreviewed(place)
+                self._to_open(after)
 
     def remove(self) -> None:
         """Take the selected cells out of the table."""
@@ -319,7 +319,8 @@ class GalleryWidget(ReviewDock):
 
     def next_unreviewed(self) -> None:
         """Go to the next shown cell that was not reviewed."""
-        self._to_unreviewed(self._last_place())
+        if self.review is not None:
+            self._to_open(self._next_open(set()))
 
     def _last_place(self) -> int:
         places = np.flatnonzero(np.isin(self.view.labels, list(self.view.selected)))
@@ -336,17 +337,20 @@ class GalleryWidget(ReviewDock):
         if label is not None and self.view.place_of(label) is not None:
             self.view.reach(label)
 
-    def _to_unreviewed(self, place: int) -> None:
-        if self.review is None:
-            return
-        session = self.review.session
-        open_ones = session.cells.table["label"].to_numpy()[~session.reviewed]
-        waiting = np.flatnonzero(np.isin(self.view.labels, open_ones))
-        if not len(waiting):
+    def _next_open(self, but: set[int]) -> int | None:
+        """Return the next shown cell after the selected ones that was not reviewed and is none of these."""
+        assert self.review is not None  # noqa: S101
+        session, labels = self.review.session, self.view.labels
+        closed = [*session.cells.table["label"].to_numpy()[session.reviewed], *but]
+        waiting = np.flatnonzero(~np.isin(labels, closed))
+        later = waiting[waiting > self._last_place()]
+        return int(labels[later[0] if len(later) else waiting[0]]) if len(waiting) else None
+
+    def _to_open(self, label: int | None) -> None:
+        if label is None:
             self.status.setText("All shown cells are reviewed.")
-            return
-        later = waiting[waiting > place]
-        self.view.reach(int(self.view.labels[later[0] if len(later) else waiting[0]]))
+        else:
+            self._go_on(label)
 
     # ---- what the user does
 

@@ -21,7 +21,7 @@ from qtpy.QtCore import QObject, QTimer, Signal
 from napari_wbc.cells import REVIEW_COLUMNS, Cells
 from napari_wbc.decisions import Change, Decided
 from napari_wbc.palette import colour
-from napari_wbc.review_session import Kept, ReadOnlyError, ReviewSession
+from napari_wbc.review_session import Kept, ReadOnlyError, ReviewSession, checked_name
 
 from ._layers import CELLS, LABELS, cells_of, find_layer, show_corrections
 from ._panel import COUNTS, NAMES
@@ -119,6 +119,8 @@ class Review(QObject):
     """A cell that was missed is in the table now: its label."""
     picked = Signal()
     """Other cells are selected in the layer."""
+    named = Signal()
+    """Somebody else reviews."""
     replaced = Signal()
     """The layer holds other cells: a new run, or it is gone. This review is over."""
 
@@ -126,14 +128,14 @@ class Review(QObject):
         super().__init__()
         self.viewer, self.layer, self.session = viewer, layer, session
         self.reviewer = str(session.settings.get("reviewer") or _user())
-        self._users: set[int] = set()
+        self._users: set[object] = set()
         self._source = layer.metadata[KEY].get("cells")
         self._slide: Slide | None = None
         self._codes: npt.NDArray[Any] = np.empty(0)
         self._labels: npt.NDArray[np.int64] = np.empty(0, np.int64)
         self.selected: npt.NDArray[np.int64] = np.empty(0, np.int64)
         """Labels of the selected cells."""
-        self._picking = False
+        self._outlined: set[int] = set()
         session.subscribe(self._on_change)
         self._show_all()
         self._timer = QTimer(self)
@@ -149,13 +151,13 @@ class Review(QObject):
 
     # ---- who uses it
 
-    def use(self, who: QObject) -> None:
-        """Keep the review while a dock needs it."""
-        self._users.add(id(who))
+    def use(self, who: object) -> None:
+        """Keep the review while somebody needs it."""
+        self._users.add(who)
 
-    def leave(self, who: QObject) -> None:
-        """End the review when no dock needs it any more."""
-        self._users.discard(id(who))
+    def leave(self, who: object) -> None:
+        """End the review when nobody needs it any more."""
+        self._users.discard(who)
         if not self._users:
             self.end()
 
@@ -218,6 +220,11 @@ class Review(QObject):
         return np.asarray(rows[rows >= 0])
 
     # ---- decisions, with a message where they cannot be kept
+
+    def set_reviewer(self, name: str) -> None:
+        """Take the name of who decides from now on; raises ValueError if it is none."""
+        self.reviewer = checked_name(name)
+        self.named.emit()
 
     def act(self, what: Callable[..., Any], *args: Any) -> bool:
         """Do something with the session; says why if it cannot be done, and shows what is true then."""
@@ -336,6 +343,10 @@ class Review(QObject):
             return
         found = {role: find_layer(self.viewer, image, role) for role in (LABELS, NAMES, COUNTS)}
         shown = {role: layer for role, layer in found.items() if layer is not None}
+        labels, added = shown.get(LABELS), set(self.session.added_outlines)
+        if labels is not None and added != self._outlined:
+            labels.data = self.session.labels
+            self._outlined = added
         finest = image.data[0] if image.multiscale else image.data
         show_corrections(shown, self.session.cells, finest.shape[:2])
 

@@ -23,8 +23,6 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from napari_wbc.review_session import checked_name
-
 from ._dock import EXPECTED, LayerChoice
 from ._layers import CELLS
 from ._review import Review, begin
@@ -47,6 +45,24 @@ class CellsChoice(LayerChoice):
         return isinstance(layer, Points) and layer.metadata.get(KEY, {}).get("role") == CELLS
 
 
+class _Held:
+    """The review that a dock needs."""
+
+    def __init__(self) -> None:
+        self._review: Review | None = None
+
+    def take(self, review: Review) -> None:
+        """Need a review."""
+        self._review = review
+        review.use(self)
+
+    def leave(self, *_: object) -> None:
+        """Need it no more."""
+        if self._review is not None:
+            review, self._review = self._review, None
+            review.leave(self)
+
+
 class ReviewDock(QWidget):
     """A dock that shows the review of a layer of cells; several docks share one.
 
@@ -65,6 +81,9 @@ class ReviewDock(QWidget):
         super().__init__()
         self.viewer = napari_viewer
         self.review: Review | None = None
+        # Bound methods of a dying widget are not called any more; when the window closes, this leaves for it.
+        self._held = _Held()
+        self.destroyed.connect(partial(_Held.leave, self._held))
         self._placed = False
         # As the window was before the dock made it higher.
         self._before = napari_viewer.window.geometry()[2:]
@@ -128,10 +147,11 @@ class ReviewDock(QWidget):
                 self._say(str(error))
                 self.show_review()
                 return
-            self.review.use(self)
+            self._held.take(self.review)
             self.review.changed.connect(self.show_change)
             self.review.replaced.connect(self._on_replaced)
-            self.reviewer.setText(self.review.reviewer)
+            self.review.named.connect(self._show_reviewer)
+            self._show_reviewer()
             self._say("\n".join([*filter(None, [self.review.session.read_only]), *self.review.session.notes]))
         self.reviewer.setEnabled(self.review is not None)
         self.show_review()
@@ -145,7 +165,8 @@ class ReviewDock(QWidget):
             review, self.review = self.review, None
             review.changed.disconnect(self.show_change)
             review.replaced.disconnect(self._on_replaced)
-            review.leave(self)
+            review.named.disconnect(self._show_reviewer)
+            self._held.leave()
         self._say("")
 
     def _on_replaced(self) -> None:
@@ -158,10 +179,14 @@ class ReviewDock(QWidget):
         if self.review is None:
             return
         try:
-            self.review.reviewer = checked_name(self.reviewer.text())
+            self.review.set_reviewer(self.reviewer.text())
         except ValueError as error:
             show_warning(str(error))
-        self.reviewer.setText(self.review.reviewer)
+            self._show_reviewer()
+
+    def _show_reviewer(self) -> None:
+        if self.review is not None:
+            self.reviewer.setText(self.review.reviewer)
 
     def _on_theme(self) -> None:
         if isalive(self):

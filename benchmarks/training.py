@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
+from napari_wbc.allocator import keep_blocks
 from napari_wbc.dataset import Dataset
 from napari_wbc.engine import optimiser_of, start_network
 from napari_wbc.models import build
@@ -76,6 +77,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=2560)
     args = parser.parse_args()
+    keep_blocks()  # as training does: both shall have it
     start = Path(tempfile.mkdtemp()) / "start.safetensors"  # any weights will do
     save_file(build("mobilenet_v2", 8).state_dict(), start)
     for name in ("wbc", "wbc8"):

@@ -131,7 +131,7 @@ def test_cancel_leaves_no_process_and_the_run_goes_on(qtbot, press, trainer, tre
     trainer.start()
     qtbot.waitUntil(lambda: len(trainer.curves.history) > len(kept), timeout=TIMEOUT)
     pd.testing.assert_frame_equal(trainer.curves.history.iloc[: len(kept)], kept)
-    started = processes_below(os.getpid())
+    started = processes_below(os.getpid()) - others
     trainer.viewer.window.remove_dock_widget(trainer)
     qtbot.waitUntil(lambda: are_gone(started), timeout=60_000)
 

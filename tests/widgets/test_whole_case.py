@@ -51,9 +51,9 @@ def _keys_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 
-@pytest.fixture(scope="session", params=["case.png", "case.tif"])
+@pytest.fixture(scope="session", params=["case.tif"])  # "case.png" does the same on a field, in two minutes more
 def annotated_case(request, classifier, tmp_path_factory) -> Path:
-    """Return a run of the command line over 136 cells: a field, and the same as a whole slide."""
+    """Return a run of the command line over 136 cells of a whole slide."""
     from napari_wbc import samples
 
     nine = next(sample.path for sample in samples() if sample.key == "nine_fields")

@@ -64,7 +64,7 @@ def turn(
     border : float
         Share of the cells that a picture's border cuts: beyond it there is background.
     radius_um, reactive : (n,) tensors, optional
-        Radius of the cells, µm, and which of them are given a larger body and much more cytoplasm, as reactive
+        Radius of the cells, µm, and which of them are given a larger, dented body and much more cytoplasm, as reactive
         lymphocytes have; of the others half are changed by a little. Cells of radius 0 stay as they are.
 
     Returns
@@ -103,13 +103,23 @@ def _with_cytoplasm(grid: Tensor, radius: Tensor, reactive: Tensor) -> Tensor:
     rim = torch.where(reactive, torch.exp(torch.empty(n).uniform_(0, 1.5)), torch.exp(torch.randn(n) * 0.25))
     changed = ((reactive | other) & (radius > 0))[:, None, None]
     r, whole, rim = (v[:, None, None] for v in (radius, whole, rim))
-    seen = grid.norm(dim=3)
+    seen = grid.norm(dim=3) / _dented(grid, torch.where(reactive, 0.08, 0.02))
     nucleus = _NUCLEAR_PART * r * whole
     cell = nucleus + (1 - _NUCLEAR_PART) * r * whole * rim
     outer = torch.where(seen < cell, _NUCLEAR_PART * r + (seen - nucleus) / (whole * rim), r + seen - cell)
     source = torch.where(changed, torch.where(seen < nucleus, seen / whole, outer), seen)
     moved: Tensor = grid * (source / seen.clamp_min(1e-4))[..., None]
     return moved
+
+
+def _dented(grid: Tensor, depth: Tensor) -> Tensor:
+    """Outlines that are not round, as neighbours press them: the radius in each direction, (n, h, w), about 1."""
+    angle = torch.atan2(grid[..., 1], grid[..., 0])
+    out = torch.ones_like(angle)
+    for k in (2, 3, 4):
+        phase, part = torch.rand(len(grid)) * 2 * math.pi, torch.randn(len(grid)) * depth / math.sqrt(k - 1)
+        out += part[:, None, None] * torch.cos(k * angle + phase[:, None, None])
+    return out.clamp(0.7, 1.4)
 
 
 def _cut_by_border(crops: Tensor, stored: CropSize, share: float) -> tuple[Tensor, Tensor]:

@@ -58,7 +58,7 @@ class Recipe:
     reduced : what else was reduced for a trial, in words; it is told wherever results are.
     classes : class names of the data to names of the model; empty for all as they are.
     also : further training data beside the data: name, share of the cells drawn (0: they only say what is no stranger),
-        and a table of labels in `RECIPES` if the set brings none.
+        a table of labels in `RECIPES` if the set brings none, and files to leave out.
     prior, prior_strength : shares of the classes that the model expects, and the part of their logarithm that is added.
     threshold : of the card.
     unlike : share of known cells that may be called unlike them (`napari_wbc.unlikeness`); 0 for no such score.

@@ -8,10 +8,11 @@ after the split.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -38,9 +39,40 @@ def register(step: Disturbance) -> Disturbance:
     return step
 
 
+_drawn = threading.local()
+
+
+@contextmanager
+def drawing(seed: int) -> Iterator[None]:
+    """Let the disturbances of this thread draw from a generator of their own, as threads that share one must not."""
+    _drawn.generator = torch.Generator().manual_seed(seed)
+    try:
+        yield
+    finally:
+        del _drawn.generator
+
+
+def _generator() -> torch.Generator:
+    return getattr(_drawn, "generator", torch.default_generator)
+
+
+def rand(*shape: int) -> Tensor:
+    """Numbers from 0 to 1."""
+    return torch.rand(*shape, generator=_generator())
+
+
+def randn(*shape: int) -> Tensor:
+    """Numbers of mean 0 and deviation 1."""
+    return torch.randn(*shape, generator=_generator())
+
+
+def _between(shape: Sequence[int], low: float, high: float) -> Tensor:
+    return torch.empty(*shape).uniform_(low, high, generator=_generator())
+
+
 def uniform(n: int, low: float, high: float) -> Tensor:
     """(n, 1, 1, 1)."""
-    return torch.empty(n, 1, 1, 1).uniform_(low, high)
+    return _between([n, 1, 1, 1], low, high)
 
 
 def turn(
@@ -83,12 +115,12 @@ def turn(
     """
     n = len(crops)
     crops = crops.permute(0, 3, 1, 2).float()
-    angle = torch.rand(n) * 2 * math.pi if rotate else torch.zeros(n)
-    wide = torch.exp(torch.randn(n) * stretch)
-    scale = torch.exp(torch.empty(n).uniform_(-zoom, zoom)) * (size.side_um / stored.side_um)
-    mirror = torch.where(torch.rand(n) < 0.5, -1.0, 1.0) if flip else torch.ones(n)
+    angle = rand(n) * 2 * math.pi if rotate else torch.zeros(n)
+    wide = torch.exp(randn(n) * stretch)
+    scale = torch.exp(_between([n], -zoom, zoom)) * (size.side_um / stored.side_um)
+    mirror = torch.where(rand(n) < 0.5, -1.0, 1.0) if flip else torch.ones(n)
     cos, sin = angle.cos() * scale, angle.sin() * scale
-    offset = torch.randn(n, 2) * shift
+    offset = randn(n, 2) * shift
     if border:
         crops, moved = _cut_by_border(crops, stored, border)
         offset = offset + moved
@@ -109,9 +141,9 @@ _NUCLEAR_PART = 0.8
 def _stretch_rims(grid: Tensor, radius: Tensor, reactive: Tensor) -> None:
     """Stretch the rims of cells: where each pixel (n, h, w, 2) is taken from; radii in half sides of the crop."""
     n = len(radius)
-    other = ~reactive & (torch.rand(n) < 0.25)
-    whole = torch.where(reactive, torch.exp(torch.empty(n).uniform_(0, 0.3)), torch.exp(torch.randn(n) * 0.06))
-    rim = torch.where(reactive, torch.exp(torch.empty(n).uniform_(0, 1.5)), torch.exp(torch.randn(n) * 0.25))
+    other = ~reactive & (rand(n) < 0.25)
+    whole = torch.where(reactive, torch.exp(_between([n], 0, 0.3)), torch.exp(randn(n) * 0.06))
+    rim = torch.where(reactive, torch.exp(_between([n], 0, 1.5)), torch.exp(randn(n) * 0.25))
     changed = (reactive | other) & (radius > 0)
     r, whole, rim = (v[changed, None, None] for v in (radius, whole, rim))
     some = grid[changed]
@@ -127,13 +159,13 @@ def _stretch_rims(grid: Tensor, radius: Tensor, reactive: Tensor) -> None:
 def _cut_by_border(crops: Tensor, stored: CropSize, share: float) -> tuple[Tensor, Tensor]:
     """Background beyond a line near the cell, for a share of the crops; and the move that centres what is left."""
     n, pixels = len(crops), crops.shape[-1]
-    cut = (torch.rand(n) < share).nonzero()[:, 0]
+    cut = (rand(n) < share).nonzero()[:, 0]
     if not len(cut):
         return crops, torch.zeros(n, 2)
-    direction = torch.rand(len(cut)) * 2 * math.pi
+    direction = rand(len(cut)) * 2 * math.pi
     normal = torch.stack([direction.cos(), direction.sin()], 1)
     unit = stored.side_um / 38.4
-    distance = torch.empty(len(cut)).uniform_(-1, 5.5) * unit
+    distance = _between([len(cut)], -1, 5.5) * unit
     axis = ((torch.arange(pixels) + 0.5) / pixels - 0.5) * stored.side_um
     position = normal[:, 0, None, None] * axis[None, None] + normal[:, 1, None, None] * axis[None, :, None]
     some = crops[cut]
@@ -149,8 +181,8 @@ def _cut_by_border(crops: Tensor, stored: CropSize, share: float) -> tuple[Tenso
 def exposure(crops: Tensor, size: CropSize, *, faint: float = 1.0, gamma: float = 0.15, flare: float = 0.12) -> Tensor:
     """Fainter stain or longer exposure, gamma, and light that scatters over the picture."""
     n = len(crops)
-    power = torch.exp(uniform(n, -faint, 0.1 * (faint > 0)) + torch.randn(n, 1, 1, 1) * gamma)
-    light = uniform(n, 0, flare) * (torch.rand(n, 1, 1, 1) < 0.5)
+    power = torch.exp(uniform(n, -faint, 0.1 * (faint > 0)) + randn(n, 1, 1, 1) * gamma)
+    light = uniform(n, 0, flare) * (rand(n, 1, 1, 1) < 0.5)
     return crops.clamp_min(math.log(DARKEST)).mul_(power).exp_().mul_(1 - light).add_(light)
 
 
@@ -159,7 +191,7 @@ def coarse(crops: Tensor, size: CropSize) -> Tensor:
     """Fewer pixels: to 0.4 or 0.6 of the side and back, a tenth of the crops each."""
     crops = crops.clone()
     for factor in (0.4, 0.6):
-        some = torch.rand(len(crops)) < 0.1
+        some = rand(len(crops)) < 0.1
         if some.any():
             small = functional.interpolate(crops[some], scale_factor=factor, mode="bilinear", antialias=True)
             crops[some] = functional.interpolate(small, size=crops.shape[2:], mode="bicubic").clamp(0, 1)
@@ -170,11 +202,11 @@ def coarse(crops: Tensor, size: CropSize) -> Tensor:
 def blur(crops: Tensor, size: CropSize, *, sigma: float = 1.4, share: float = 0.45) -> Tensor:
     """Out of focus: Gaussian of up to `sigma` pixels; fewer of the stronger."""
     crops = crops.clone()
-    amount = torch.rand(len(crops)) / max(share, 1e-6)
+    amount = rand(len(crops)) / max(share, 1e-6)
     for low, high, part in ((0, 0.45, 0.36), (0.45, 0.78, 0.64), (0.78, 1, 1)):
         some = (amount >= low) & (amount < high)
         if some.any():
-            width = part * sigma * float(np.random.uniform(0.7, 1.3))  # noqa: NPY002 - one state to seed
+            width = part * sigma * float(_between([1], 0.7, 1.3))
             crops[some] = _gaussian(crops[some], width)
     return crops
 
@@ -196,10 +228,10 @@ def _gaussian(crops: Tensor, width: float) -> Tensor:
 @register
 def noise(crops: Tensor, size: CropSize, *, sigma: float = 0.04, share: float = 0.3) -> Tensor:
     """Sensor noise of up to `sigma`."""
-    some = torch.rand(len(crops)) < share
+    some = rand(len(crops)) < share
     crops = crops.clamp(0, 1)
     noisy = crops[some]
-    crops[some] = noisy.add_(torch.randn_like(noisy).mul_(uniform(len(noisy), 0, sigma))).clamp_(0, 1)
+    crops[some] = noisy.add_(randn(*noisy.shape).mul_(uniform(len(noisy), 0, sigma))).clamp_(0, 1)
     return crops
 
 
@@ -209,8 +241,8 @@ def jpeg(crops: Tensor, size: CropSize, *, low: int = 30, high: int = 90, share:
     from torchvision.io import decode_jpeg, encode_jpeg
 
     crops = crops.clamp(0, 1)
-    for k in (torch.rand(len(crops)) < share).nonzero()[:, 0].tolist():
-        quality = int(torch.randint(low, high, (1,)))
+    for k in (rand(len(crops)) < share).nonzero()[:, 0].tolist():
+        quality = int(torch.randint(low, high, (1,), generator=_generator()))
         crops[k] = decode_jpeg(encode_jpeg((crops[k] * 255).to(torch.uint8), quality)).float() / 255
     return crops
 
@@ -222,7 +254,7 @@ def colour(
     """Brightness, contrast and tint of an ordinary colour jitter."""
     n = len(crops)
     light, more = 1 + uniform(n, -brightness, brightness), 1 + uniform(n, -contrast, contrast)
-    tint = 1 + torch.empty(n, 3, 1, 1).uniform_(-hue, hue)
+    tint = 1 + _between([n, 3, 1, 1], -hue, hue)
     mean = light * crops.flatten(1).mean(1)[:, None, None, None]
     return (crops * (light * more * tint)).add_(mean * (1 - more) * tint).clamp_(0, 1)
 
@@ -232,7 +264,7 @@ def colour(
 def stain(crops: Tensor, size: CropSize, *, sigma: float = 0.15) -> Tensor:
     """Gains of the channels in optical density (Tellez et al., Medical Image Analysis 58, 2019, in spirit)."""
     n = len(crops)
-    gain = torch.exp(torch.randn(n, 3, 1, 1) * sigma + torch.randn(n, 1, 1, 1) * sigma)
+    gain = torch.exp(randn(n, 3, 1, 1) * sigma + randn(n, 1, 1, 1) * sigma)
     return crops.clamp_min(math.log(DARKEST)).mul_(gain)
 
 
@@ -250,21 +282,21 @@ def restain(crops: Tensor, size: CropSize, *, strength: float = 1.0) -> Tensor:
     """
     n, s = len(crops), strength
     dark = torch.tensor([1.2, 2.0, 0.45])[None, :, None, None]
-    power = torch.exp(torch.randn(n, 1, 1, 1) * 0.15 * s + torch.randn(n, 3, 1, 1) * 0.15 * s)
+    power = torch.exp(randn(n, 1, 1, 1) * 0.15 * s + randn(n, 3, 1, 1) * 0.15 * s)
     density = crops.neg().clamp_min_(1e-4).pow_(power)
     at_power = (dark ** (1 - power)).flatten(1)  # the rest of dark * (density / dark) ** power
-    gains = torch.eye(3) * torch.exp(torch.randn(n, 3, 1) * 0.15 * s) * torch.exp(torch.randn(n, 1, 1) * 0.15 * s)
-    gains[:, 2] *= torch.where(torch.rand(n, 1) < 0.5 * s, torch.rand(n, 1) * 1.3, torch.ones(n, 1))
-    gains[:, 0] *= torch.exp(torch.randn(n, 1) * 0.25 * s)
-    gains = gains + torch.randn(n, 3, 3) * 0.05 * s
-    grey = torch.rand(n) < 0.03 * s
+    gains = torch.eye(3) * torch.exp(randn(n, 3, 1) * 0.15 * s) * torch.exp(randn(n, 1, 1) * 0.15 * s)
+    gains[:, 2] *= torch.where(rand(n, 1) < 0.5 * s, rand(n, 1) * 1.3, torch.ones(n, 1))
+    gains[:, 0] *= torch.exp(randn(n, 1) * 0.25 * s)
+    gains = gains + randn(n, 3, 3) * 0.05 * s
+    grey = rand(n) < 0.03 * s
     gains[grey] = gains[grey].mean(1, keepdim=True).expand(-1, 3, -1)
-    dyes = torch.diag_embed(torch.stack([torch.ones(n), torch.exp(torch.randn(n) * 0.35 * s), torch.ones(n)], 1))
+    dyes = torch.diag_embed(torch.stack([torch.ones(n), torch.exp(randn(n) * 0.35 * s), torch.ones(n)], 1))
     gains = gains @ (DYES @ dyes @ torch.linalg.inv(DYES))
     density = torch.matmul(gains * at_power[:, None], density.flatten(2)).view(crops.shape)
-    shade = _shading(torch.randn(n, 3, 3, 3) * 0.5 + torch.randn(n, 1, 3, 3), crops.shape[-1])
+    shade = _shading(randn(n, 3, 3, 3) * 0.5 + randn(n, 1, 3, 3), crops.shape[-1])
     shade = shade * (0.1 * s * uniform(n, 0, 1))
-    veil = torch.rand(n, 3, 1, 1) * 0.15 * s * uniform(n, 0, 1) * (torch.rand(n, 1, 1, 1) < 0.5)
+    veil = rand(n, 3, 1, 1) * 0.15 * s * uniform(n, 0, 1) * (rand(n, 1, 1, 1) < 0.5)
     return density.add_(shade).add_(veil - shade.amin((2, 3), keepdim=True)).clamp_min_(0).neg_()
 
 
@@ -281,7 +313,7 @@ def _shading(points: Tensor, side: int) -> Tensor:
 def tint(crops: Tensor, size: CropSize, *, each: float = 0.08, all: float = 0.1) -> Tensor:  # noqa: A002
     """Gains in optical density, of each channel and of all: what is left after a stain was normalised."""
     n = len(crops)
-    gain = torch.exp(torch.randn(n, 3, 1, 1) * each + torch.randn(n, 1, 1, 1) * all)
+    gain = torch.exp(randn(n, 3, 1, 1) * each + randn(n, 1, 1, 1) * all)
     return crops.clamp_min(math.log(1e-4)).mul_(gain).clamp_max_(math.log(1.2))
 
 
@@ -294,9 +326,9 @@ def two_dyes_unsure(
     n = len(crops)
 
     def wrong(nucleus: Tensor, red: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
-        red = torch.where((torch.rand(n) < unseen)[:, None], reference, red)
-        nucleus = nucleus * torch.exp(torch.randn(n, 1) * azure + torch.randn(n, 3) * azure / 2)
-        return nucleus, red * torch.exp(torch.randn(n, 1) * eosin + torch.randn(n, 3) * 0.07)
+        red = torch.where((rand(n) < unseen)[:, None], reference, red)
+        nucleus = nucleus * torch.exp(randn(n, 1) * azure + randn(n, 3) * azure / 2)
+        return nucleus, red * torch.exp(randn(n, 1) * eosin + randn(n, 3) * 0.07)
 
     return replaced_dyes(crops, size, changed=wrong)
 
@@ -335,7 +367,7 @@ def cytoplasm(
     # Glass stays glass: only where something is stained, seen without noise.
     stained = _mean_of_25(density[:, 1]).div_(0.1 * nucleus[:, 1, None, None]).sub_(0.6).clamp_(0, 1)
     within = within.mul_(stained).mul_(told_apart[:, None, None])
-    factor = torch.exp((torch.randn(n, 1, 1) * eosin).clamp(-1.5, 1.2))
+    factor = torch.exp((randn(n, 1, 1) * eosin).clamp(-1.5, 1.2))
     change = torch.stack([uniform(n, -0.05, azure)[:, 0] * within, seen.mul_(within).mul_(factor - 1)], 1)
     change = torch.matmul(mix[:, :, :2].neg(), change.flatten(2)).view(crops.shape)
     return change.exp_().mul_(crops).clamp_(0, 1)
@@ -368,11 +400,11 @@ def surround(crops: Tensor, size: CropSize) -> Tensor:
     axis = (torch.arange(size.pixels) + 0.5 - size.pixels / 2) * size.side_um / size.pixels
     away = (axis[:, None] ** 2 + axis[None] ** 2).sqrt()
     own = _disc(uniform(n, 6.5, 10), away)
-    own = torch.where(torch.rand(n, 1, 1, 1) < 0.5, own, torch.ones(1))
-    strength = torch.exp(torch.randn(n, 1, 1, 1) * 0.5) * (torch.rand(n, 1, 1, 1) < 0.8)
+    own = torch.where(rand(n, 1, 1, 1) < 0.5, own, torch.ones(1))
+    strength = torch.exp(randn(n, 1, 1, 1) * 0.5) * (rand(n, 1, 1, 1) < 0.8)
     # Densities add.
     crops = crops.clamp_min(math.log(1e-7))
-    return (own * crops).add_(crops[torch.randperm(n)].mul_(strength * (1 - own)))
+    return (own * crops).add_(crops[torch.randperm(n, generator=_generator())].mul_(strength * (1 - own)))
 
 
 def check_recipe(steps: Sequence[Mapping[str, Any]]) -> None:
@@ -438,7 +470,7 @@ def _disturbed(
             continue
         run = DISTURBANCES.get(name) or STEPS[name]
         parameters = {key: value for key, value in step.items() if key not in ("step", "of")}
-        some = torch.rand(len(crops)) < float(step.get("of", 1.0))
+        some = rand(len(crops)) < float(step.get("of", 1.0))
         if some.all():
             crops, logarithm = advance(run, crops, logarithm, size, parameters)
         elif some.any():
@@ -450,7 +482,7 @@ def _one_of(
     crops: Tensor, logarithm: bool, branches: Sequence[Sequence[Mapping[str, Any]]], size: CropSize
 ) -> tuple[Tensor, bool]:
     """Send each crop through one branch; logarithms if any branch ends in them."""
-    which = torch.randint(len(branches), (len(crops),))
+    which = torch.randint(len(branches), (len(crops),), generator=_generator())
     rows = [(which == k).nonzero()[:, 0] for k in range(len(branches))]
     done = [
         (some, *_disturbed(crops[some], logarithm, branch, (), size))

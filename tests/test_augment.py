@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from napari_wbc.augment import DISTURBANCES, disturb, drawing, turn
+from napari_wbc.augment import DISTURBANCES, disturb
 from napari_wbc.batches import Batches
 from napari_wbc.crop import CropSize
+from napari_wbc.draws import drawing
 from napari_wbc.recipe import load_recipe
+from napari_wbc.turning import turn
 
 STORED, SIZE = CropSize(32.9, 94, 0), CropSize(22.4, 64, 0)
 

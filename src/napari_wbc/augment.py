@@ -8,9 +8,7 @@ after the split.
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .crop import CropSize
+from .draws import between, generator, rand, randn, uniform
 from .preprocess import (
     DARKEST,
     STEPS,
@@ -37,143 +36,6 @@ def register(step: Disturbance) -> Disturbance:
     """Make a disturbance available to recipes under its function's name."""
     DISTURBANCES[step.__name__] = step
     return step
-
-
-_drawn = threading.local()
-
-
-@contextmanager
-def drawing(seed: int) -> Iterator[None]:
-    """Let the disturbances of this thread draw from a generator of their own, as threads that share one must not."""
-    _drawn.generator = torch.Generator().manual_seed(seed)
-    try:
-        yield
-    finally:
-        del _drawn.generator
-
-
-def _generator() -> torch.Generator:
-    return getattr(_drawn, "generator", torch.default_generator)
-
-
-def rand(*shape: int) -> Tensor:
-    """Numbers from 0 to 1."""
-    return torch.rand(*shape, generator=_generator())
-
-
-def randn(*shape: int) -> Tensor:
-    """Numbers of mean 0 and deviation 1."""
-    return torch.randn(*shape, generator=_generator())
-
-
-def _between(shape: Sequence[int], low: float, high: float) -> Tensor:
-    return torch.empty(*shape).uniform_(low, high, generator=_generator())
-
-
-def uniform(n: int, low: float, high: float) -> Tensor:
-    """(n, 1, 1, 1)."""
-    return _between([n, 1, 1, 1], low, high)
-
-
-def turn(
-    crops: Tensor,
-    stored: CropSize,
-    size: CropSize,
-    *,
-    rotate: bool = True,
-    flip: bool = True,
-    zoom: float = 0.0,
-    stretch: float = 0.0,
-    shift: float = 0.0,
-    border: float = 0.0,
-    radius_um: Tensor | None = None,
-    reactive: Tensor | None = None,
-) -> Tensor:
-    """Cut what the network sees out of larger crops: turned, mirrored, scaled and off-centre.
-
-    Parameters
-    ----------
-    crops : (n, S', S', 3) uint8 tensor
-        As stored.
-    stored, size : CropSize
-        What they show, and what is cut out.
-    rotate, flip : bool
-        Any angle; mirrored or not.
-    zoom, stretch, shift : float
-        Range of the logarithm of the scale; deviation of the logarithm of the aspect; deviation of the position in
-        sides of the stored crop.
-    border : float
-        Share of the cells that a picture's border cuts: beyond it there is background.
-    radius_um, reactive : (n,) tensors, optional
-        Radius of the cells, µm, and which of them are given a larger body and much more cytoplasm, as reactive
-        lymphocytes have; of the others half are changed by a little. Cells of radius 0 stay as they are.
-
-    Returns
-    -------
-    (n, 3, S, S) float32 tensor
-        From 0 to 1.
-    """
-    n = len(crops)
-    crops = crops.permute(0, 3, 1, 2).float()
-    angle = rand(n) * 2 * math.pi if rotate else torch.zeros(n)
-    wide = torch.exp(randn(n) * stretch)
-    scale = torch.exp(_between([n], -zoom, zoom)) * (size.side_um / stored.side_um)
-    mirror = torch.where(rand(n) < 0.5, -1.0, 1.0) if flip else torch.ones(n)
-    cos, sin = angle.cos() * scale, angle.sin() * scale
-    offset = randn(n, 2) * shift
-    if border:
-        crops, moved = _cut_by_border(crops, stored, border)
-        offset = offset + moved
-    # Where each pixel is taken from, (x, y): a sum of what its column and its row add.
-    axis = (torch.arange(size.pixels) + 0.5) * (2 / size.pixels) - 1
-    across = torch.stack([cos * wide * mirror, sin * wide * mirror], 1)[:, None, None] * axis[:, None]
-    down = torch.stack([-sin / wide, cos / wide], 1)[:, None, None] * axis[:, None, None] + offset[:, None, None]
-    grid = across + down
-    if radius_um is not None and reactive is not None:
-        _stretch_rims(grid, radius_um / (stored.side_um / 2), reactive)
-    return functional.grid_sample(crops, grid, padding_mode="reflection", align_corners=False).div_(255)
-
-
-_NUCLEAR_PART = 0.8
-"""Of the radius of a small lymphocyte is nucleus."""
-
-
-def _stretch_rims(grid: Tensor, radius: Tensor, reactive: Tensor) -> None:
-    """Stretch the rims of cells: where each pixel (n, h, w, 2) is taken from; radii in half sides of the crop."""
-    n = len(radius)
-    other = ~reactive & (rand(n) < 0.25)
-    whole = torch.where(reactive, torch.exp(_between([n], 0, 0.3)), torch.exp(randn(n) * 0.06))
-    rim = torch.where(reactive, torch.exp(_between([n], 0, 1.5)), torch.exp(randn(n) * 0.25))
-    changed = (reactive | other) & (radius > 0)
-    r, whole, rim = (v[changed, None, None] for v in (radius, whole, rim))
-    some = grid[changed]
-    x, y = some.unbind(3)
-    seen = (x * x + y * y).sqrt_().clamp_min_(1e-4)
-    nucleus = _NUCLEAR_PART * r * whole
-    cell = nucleus + (1 - _NUCLEAR_PART) * r * whole * rim
-    outer = torch.where(seen < cell, _NUCLEAR_PART * r + (seen - nucleus) / (whole * rim), r + seen - cell)
-    source = torch.where(seen < nucleus, seen / whole, outer)
-    grid[changed] = some * (source / seen)[..., None]
-
-
-def _cut_by_border(crops: Tensor, stored: CropSize, share: float) -> tuple[Tensor, Tensor]:
-    """Background beyond a line near the cell, for a share of the crops; and the move that centres what is left."""
-    n, pixels = len(crops), crops.shape[-1]
-    cut = (rand(n) < share).nonzero()[:, 0]
-    if not len(cut):
-        return crops, torch.zeros(n, 2)
-    direction = rand(len(cut)) * 2 * math.pi
-    normal = torch.stack([direction.cos(), direction.sin()], 1)
-    unit = stored.side_um / 38.4
-    distance = _between([len(cut)], -1, 5.5) * unit
-    axis = ((torch.arange(pixels) + 0.5) / pixels - 0.5) * stored.side_um
-    position = normal[:, 0, None, None] * axis[None, None] + normal[:, 1, None, None] * axis[None, :, None]
-    some = crops[cut]
-    background = some.flatten(2)[:, :, ::7].quantile(0.85, dim=2)[:, :, None, None]
-    crops[cut] = torch.where((position > distance[:, None, None])[:, None], background, some)
-    moved = torch.zeros(n, 2)
-    moved[cut] = normal * ((distance - 6.5 * unit) / stored.side_um)[:, None]
-    return crops, moved
 
 
 @register
@@ -206,7 +68,7 @@ def blur(crops: Tensor, size: CropSize, *, sigma: float = 1.4, share: float = 0.
     for low, high, part in ((0, 0.45, 0.36), (0.45, 0.78, 0.64), (0.78, 1, 1)):
         some = (amount >= low) & (amount < high)
         if some.any():
-            width = part * sigma * float(_between([1], 0.7, 1.3))
+            width = part * sigma * float(between([1], 0.7, 1.3))
             crops[some] = _gaussian(crops[some], width)
     return crops
 
@@ -242,7 +104,7 @@ def jpeg(crops: Tensor, size: CropSize, *, low: int = 30, high: int = 90, share:
 
     crops = crops.clamp(0, 1)
     for k in (rand(len(crops)) < share).nonzero()[:, 0].tolist():
-        quality = int(torch.randint(low, high, (1,), generator=_generator()))
+        quality = int(torch.randint(low, high, (1,), generator=generator()))
         crops[k] = decode_jpeg(encode_jpeg((crops[k] * 255).to(torch.uint8), quality)).float() / 255
     return crops
 
@@ -254,7 +116,7 @@ def colour(
     """Brightness, contrast and tint of an ordinary colour jitter."""
     n = len(crops)
     light, more = 1 + uniform(n, -brightness, brightness), 1 + uniform(n, -contrast, contrast)
-    tint = 1 + _between([n, 3, 1, 1], -hue, hue)
+    tint = 1 + between([n, 3, 1, 1], -hue, hue)
     mean = light * crops.flatten(1).mean(1)[:, None, None, None]
     return (crops * (light * more * tint)).add_(mean * (1 - more) * tint).clamp_(0, 1)
 
@@ -404,7 +266,7 @@ def surround(crops: Tensor, size: CropSize) -> Tensor:
     strength = torch.exp(randn(n, 1, 1, 1) * 0.5) * (rand(n, 1, 1, 1) < 0.8)
     # Densities add.
     crops = crops.clamp_min(math.log(1e-7))
-    return (own * crops).add_(crops[torch.randperm(n, generator=_generator())].mul_(strength * (1 - own)))
+    return (own * crops).add_(crops[torch.randperm(n, generator=generator())].mul_(strength * (1 - own)))
 
 
 def check_recipe(steps: Sequence[Mapping[str, Any]]) -> None:
@@ -482,7 +344,7 @@ def _one_of(
     crops: Tensor, logarithm: bool, branches: Sequence[Sequence[Mapping[str, Any]]], size: CropSize
 ) -> tuple[Tensor, bool]:
     """Send each crop through one branch; logarithms if any branch ends in them."""
-    which = torch.randint(len(branches), (len(crops),), generator=_generator())
+    which = torch.randint(len(branches), (len(crops),), generator=generator())
     rows = [(which == k).nonzero()[:, 0] for k in range(len(branches))]
     done = [
         (some, *_disturbed(crops[some], logarithm, branch, (), size))

@@ -14,11 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import IterableDataset
 
-from .augment import disturb, drawing, rand, turn
+from .augment import disturb
 from .crop import CropSize
+from .draws import drawing, rand
 from .prepare import Prepared
 from .preprocess import apply_steps
 from .recipe import Recipe
+from .turning import turn
 
 PART = 16
 """Crops that are disturbed together."""

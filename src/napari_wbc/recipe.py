@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .augment import check_recipe, turn
+from .augment import check_recipe
 from .crop import CropSize
 from .preprocess import check_parameters, check_steps
+from .turning import turn
 
 RECIPES = Path(__file__).parent / "recipes"
 Step = Mapping[str, Any]
@@ -40,7 +41,7 @@ class Recipe:
     side_um, pixels, margin : side of the input in µm and pixels; sides of the cell's box that are shown.
     preprocessing, views : steps of the card, and ways to see a crop before them (`napari_wbc.classifier.ModelCard`);
         ``{step = "normalise"}`` stands for what the weights of the start expect (`napari_wbc.models.normalisation`).
-    turn : arguments of `napari_wbc.augment.turn`; empty for none.
+    turn : arguments of `napari_wbc.turning.turn`; empty for none.
     augmentation : steps of training (`napari_wbc.augment.disturb`).
     optimiser, lr, head_lr, weight_decay : Adam, AdamW or SGD with momentum 0.9; `head_lr` 0 takes `lr`.
     schedule, warmup : learning rate over the run; steps in which it rises.

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from .crop import CropSize
 from .draws import between, rand, randn
+from .reactive import outline, with_cytoplasm
 
 
 def turn(
@@ -42,8 +43,8 @@ def turn(
     border : float
         Share of the cells that a picture's border cuts: beyond it there is background.
     radius_um, reactive : (n,) tensors, optional
-        Radius of the cells, µm, and which of them are given a larger, dented body and much more cytoplasm, as reactive
-        lymphocytes have; of the others half are changed by a little. Cells of radius 0 stay as they are.
+        Radius of the cells, µm, and which of them are given a larger, dented body and wide cytoplasm
+        (`napari_wbc.reactive`); of the others half are changed by a little. Cells of radius 0 stay as they are.
 
     Returns
     -------
@@ -68,7 +69,10 @@ def turn(
     grid = across + down
     if radius_um is not None and reactive is not None:
         _stretch_rims(grid, radius_um / (stored.side_um / 2), reactive)
-    return functional.grid_sample(crops, grid, padding_mode="reflection", align_corners=False).div_(255)
+    seen = functional.grid_sample(crops, grid, padding_mode="reflection", align_corners=False).div_(255)
+    if reactive is not None and reactive.any():
+        seen[reactive] = with_cytoplasm(seen[reactive], size)
+    return seen
 
 
 _NUCLEAR_PART = 0.8
@@ -80,27 +84,18 @@ def _stretch_rims(grid: Tensor, radius: Tensor, reactive: Tensor) -> None:
     n = len(radius)
     other = ~reactive & (rand(n) < 0.25)
     whole = torch.where(reactive, torch.exp(between([n], 0, 0.3)), torch.exp(randn(n) * 0.06))
-    rim = torch.where(reactive, torch.exp(between([n], 0, 1.5)), torch.exp(randn(n) * 0.25))
+    rim = torch.exp(randn(n) * 0.25)
     changed = (reactive | other) & (radius > 0)
     r, whole, rim = (v[changed, None, None] for v in (radius, whole, rim))
     some = grid[changed]
     x, y = some.unbind(3)
     away = (x * x + y * y).sqrt_().clamp_min_(1e-4)
-    seen = away / _dented(torch.atan2(y, x), torch.where(reactive[changed], 0.08, 0.02))
+    seen = away / outline(torch.atan2(y, x), torch.where(reactive[changed], 0.06, 0.02))
     nucleus = _NUCLEAR_PART * r * whole
     cell = nucleus + (1 - _NUCLEAR_PART) * r * whole * rim
     outer = torch.where(seen < cell, _NUCLEAR_PART * r + (seen - nucleus) / (whole * rim), r + seen - cell)
     source = torch.where(seen < nucleus, seen / whole, outer)
     grid[changed] = some * (source / away)[..., None]
-
-
-def _dented(angle: Tensor, depth: Tensor) -> Tensor:
-    """Outlines that are not round, as neighbours press them: the radius in each direction (n, h, w), about 1."""
-    out = torch.ones_like(angle)
-    for k in (2, 3, 4):
-        part = randn(len(angle)) * depth / math.sqrt(k - 1)
-        out += part[:, None, None] * torch.cos(k * angle + rand(len(angle))[:, None, None] * 2 * math.pi)
-    return out.clamp_(0.7, 1.4)
 
 
 def _cut_by_border(crops: Tensor, stored: CropSize, share: float) -> tuple[Tensor, Tensor]:

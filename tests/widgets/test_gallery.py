@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from qtpy.QtGui import QDropEvent
 
 from napari_wbc.cells import measure
 from napari_wbc.export import read_results, write_folder
+from napari_wbc.models import find_model, user_models
 from napari_wbc.review import DECISIONS
 from napari_wbc.tables import read_cells
 
@@ -300,6 +302,31 @@ def test_a_missed_cell_is_added_where_somebody_clicks(viewer, dock, press_run, s
     assert added.name > gone.name
     folder = gallery.review.session.keep(tmp_path / "kept")
     assert all_agree(gallery, folder)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_an_added_cell_is_judged_by_the_model_of_the_run(installed, viewer, dock, case, qtbot):
+    run, default = case / "r/run.json", find_model()
+    told, card = json.loads(run.read_text()), json.loads(default.read_text("utf-8"))
+    # The same network, but what is first for one is last for the other.
+    other = dict(zip(card["classes"], reversed(card["classes"]), strict=True))
+    told["model"] = {"name": "other", "sha256": card["sha256"] if installed else "0" * 64}
+    run.write_text(json.dumps(told))
+    if installed:
+        (user_models() / "other.json").write_text(json.dumps(card | {"classes": list(other.values())}), "utf-8")
+        shutil.copy(default.with_suffix(".safetensors"), user_models() / "other.safetensors")
+    viewer.open(str(case / "r/nine"), plugin="napari-wbc")
+    gallery = dock(TITLE)
+    table = table_of(gallery)
+    gone = table[table["class_model"] == "neutrophil"].iloc[0]
+    gallery.view.select({int(gone.name)})
+    gallery.remove()
+    gallery.review.add_at(np.array([[gone["centroid-0"], gone["centroid-1"]]]))
+    qtbot.waitUntil(lambda: len(gallery.review.session.cells) == len(table), timeout=120_000)
+    added = table_of(gallery).iloc[-1]
+    assert added["class_model"] == (other["neutrophil"] if installed else "")
+    warned = [str(record.message) for record in notification_manager.records]
+    assert any("the model other is not installed here" in text for text in warned) != installed
 
 
 @pytest.fixture

@@ -66,6 +66,7 @@ class ReviewSession:
         """Why no decision can be taken; empty if one can."""
         self._listeners: list[Listener] = []
         self._order: tuple[int, npt.NDArray[np.intp]] | None = None
+        self._classes: tuple[Cells, tuple[str, ...]] | None = None
 
     @classmethod
     def open(cls, folder: str | Path) -> ReviewSession:
@@ -119,8 +120,10 @@ class ReviewSession:
     def classes(self) -> tuple[str, ...]:
         """Classes to choose from: the model's, `BESIDE_MODEL`, and others that occur."""
         cells = self.cells
-        others = sorted(set(cells.table["class"]) - {""})
-        return tuple(dict.fromkeys([*cells.classes, *BESIDE_MODEL, *others]))
+        if self._classes is None or self._classes[0] is not cells:
+            others = sorted(set(cells.table["class"].unique()) - {""})
+            self._classes = (cells, tuple(dict.fromkeys([*cells.classes, *BESIDE_MODEL, *others])))
+        return self._classes[1]
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -221,34 +221,34 @@ def test_filters_and_sorts(gallery, viewer, qtbot):
     def shown():
         return set(view.labels.tolist())
 
-    gallery.show_box.setCurrentText("unidentified")
+    gallery.filters.show_box.setCurrentText("unidentified")
     assert shown() == set(table.index[table["class"] == "unidentified"])
-    gallery.show_box.setCurrentText("neutrophil")
+    gallery.filters.show_box.setCurrentText("neutrophil")
     assert shown() == set(table.index[table["class"] == "neutrophil"])
     assert [section.name for section in view.arrangement.sections] == ["neutrophil"]
-    gallery.show_box.setCurrentText("all cells")
-    gallery.range.setValue((0.5, 0.8))
+    gallery.filters.show_box.setCurrentText("all cells")
+    gallery.filters.range.setValue((0.5, 0.8))
     assert shown() == set(table.index[table["probability"].between(0.5, 0.8)])
-    gallery.range.setValue((0, 1))
+    gallery.filters.range.setValue((0, 1))
     for sort, key in (("probability", "probability"), ("size", "area")):
-        gallery.sort_box.setCurrentText(sort)
-        gallery.direction.setChecked(False)
+        gallery.filters.sort_box.setCurrentText(sort)
+        gallery.filters.direction.setChecked(False)
         for descending in (False, True):
-            gallery.direction.setChecked(descending)
+            gallery.filters.direction.setChecked(descending)
             for section in view.arrangement.sections:
                 values = table.loc[view.labels[section.start : section.stop], key].to_numpy()
                 assert (np.diff(values if not descending else values[::-1]) >= 0).all()
     gallery.review.accept([9])
     gallery.review.accept([2])
-    gallery.sort_box.setCurrentText("time of review")
-    gallery.direction.setChecked(True)
-    gallery.show_box.setCurrentText("not reviewed yet")
+    gallery.filters.sort_box.setCurrentText("time of review")
+    gallery.filters.direction.setChecked(True)
+    gallery.filters.show_box.setCurrentText("not reviewed yet")
     assert shown() == set(table.index) - {2, 9}
-    gallery.show_box.setCurrentText("all cells")
-    gallery.inside.setChecked(True)
-    assert not gallery.inside.isChecked()  # nothing is drawn
+    gallery.filters.show_box.setCurrentText("all cells")
+    gallery.filters.inside.setChecked(True)
+    assert not gallery.filters.inside.isChecked()  # nothing is drawn
     viewer.add_shapes([[0, 0], [0, 100], [100, 100], [100, 0]], shape_type="polygon")
-    gallery.inside.setChecked(True)
+    gallery.filters.inside.setChecked(True)
     inside = (table["centroid-0"] < 100) & (table["centroid-1"] < 100)
     assert shown() == set(table.index[inside])
 
@@ -410,15 +410,15 @@ def test_keys_are_shown_bound_and_kept(gallery, dock, viewer, qtbot):
 def test_compare_shows_reference_cells_of_the_class(gallery):
     gallery.view.reach(int(gallery.view.labels[0]))
     gallery.compare_button.setChecked(True)
-    gallery.show_box.setCurrentText("monocyte")
+    gallery.filters.show_box.setCurrentText("monocyte")
     gallery.compare_button.setChecked(False)
     gallery.compare_button.setChecked(True)
-    assert gallery.reference_title.text().startswith("Reference: monocyte")
-    assert not gallery.reference_strip.pixmap().isNull()
-    gallery.show_box.setCurrentText("smudge")
+    assert gallery.reference.title.text().startswith("Reference: monocyte")
+    assert not gallery.reference.strip.pixmap().isNull()
+    gallery.filters.show_box.setCurrentText("smudge")
     gallery.compare_button.setChecked(False)
     gallery.compare_button.setChecked(True)
-    assert "no reference cells" in gallery.reference_title.text()
+    assert "no reference cells" in gallery.reference.title.text()
 
 
 def test_results_whose_picture_was_moved(viewer, dock, results, qtbot):

@@ -178,7 +178,7 @@ class Case:
         agree(self)
 
     def show(self, what: str) -> None:
-        self.gallery.show_box.setCurrentText(what)
+        self.gallery.filters.show_box.setCurrentText(what)
 
 
 def agree(case: Case) -> None:
@@ -225,7 +225,7 @@ def gallery_agrees(case: Case, table) -> None:
         assert set(names) <= {section.name}
         shown = f"{len(names)} of {n[section.name]}" if len(names) != n[section.name] else f"{len(names)}"
         assert view._title(section) == f"{section.name}  {shown}"
-    session, shown = case.review.session, case.gallery.show_box.currentText()
+    session, shown = case.review.session, case.gallery.filters.show_box.currentText()
     kept = {
         "all cells": table.index == table.index, "not reviewed yet": ~session.reviewed, "of the count": session.counted,
     }.get(shown, table["class"] == shown)  # fmt: skip

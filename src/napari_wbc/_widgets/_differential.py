@@ -164,8 +164,12 @@ class DifferentialWidget(ReviewDock):
 
     def _recount_again(self) -> None:
         """Count again where anything changed since."""
-        if self.review is None or self._counted is not self.review.session.cells or self._stale:
+        if self.review is None or self._counted is not self.review.session.cells or (self._stale and self._is_seen()):
             self.recount()
+
+    def _is_seen(self) -> bool:
+        """Whether the dock is not behind another tab; in a window that is not shown nothing is behind another."""
+        return not self.window().isVisible() or not self.visibleRegion().isEmpty()
 
     def recount(self) -> None:
         """Count the cells of the target, and show everything that depends on it."""
@@ -182,7 +186,7 @@ class DifferentialWidget(ReviewDock):
         cells = session.cells.where(counted)
         self._counted, self._stale = session.cells, False
         self.counts = with_ranges(differential(cells), self.ranges, settings["wbc"])
-        if self.window().isVisible() and self.visibleRegion().isEmpty():
+        if not self._is_seen():
             self._stale = True
             return  # behind another tab: drawn when it comes to the front
         self._show_settings(settings)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MIME = "application/x-napari-wbc-cells"
 SMALLEST, LARGEST = 40, 192
 _GAP, _HEADING = 6, 30
+_SOON_MS = 15
 _STEPS = {
     Qt.Key.Key_Left: (-1, 0), Qt.Key.Key_Right: (1, 0), Qt.Key.Key_Up: (0, -1), Qt.Key.Key_Down: (0, 1),
 }  # fmt: skip
@@ -69,11 +70,12 @@ class GalleryView(QAbstractScrollArea):
         self.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOn)
         self.setMinimumHeight(160)
         self.verticalScrollBar().valueChanged.connect(lambda _: self.viewport().update())
-        # Pictures are asked for when scrolling rests: those that fly past need not be decoded.
-        self._rest = QTimer(self)
-        self._rest.setSingleShot(True)
-        self._rest.setInterval(15)
-        self._rest.timeout.connect(self._want)
+        # Pictures are asked for a few times a second while it scrolls: those that flew past need not be decoded.
+        self._soon = QTimer(self)
+        self._soon.setSingleShot(True)
+        self._soon.setInterval(_SOON_MS)
+        self._soon.timeout.connect(self._want)
+        self._last_top = 0
 
     def sizeHint(self) -> QSize:  # noqa: N802
         """Room for a few rows."""
@@ -183,8 +185,8 @@ class GalleryView(QAbstractScrollArea):
             painter.setPen(QPen(self._mark, 1))
             painter.drawRect(self._band)
         painter.end()
-        if missing:
-            self._rest.start()
+        if (missing or top != self._last_top) and not self._soon.isActive():
+            self._soon.start()
 
     def _draw_cell(self, painter: QPainter, place: int) -> bool:
         box, label = self._rectangle(place), int(self._labels[place])
@@ -250,12 +252,16 @@ class GalleryView(QAbstractScrollArea):
         return f"{section.name}  {count}"
 
     def _want(self) -> None:
-        """Ask for the pictures that are seen, and a screen more."""
+        """Ask for the pictures that are seen, and for those of the next screen in the direction of scrolling."""
         if self.thumbnails is None:
             return
         top, height = self.verticalScrollBar().value(), self.viewport().height()
-        places = self._grid.within(0, top, self.viewport().width(), top + height + height // 2)
-        self.thumbnails.want(self.cells, [int(self.arrangement.rows[place]) for place in places])
+        ahead = top - height if top < self._last_top else top + height
+        self._last_top = top
+        places = [
+            place for start in (top, ahead) for place in self._grid.within(0, start, self.width(), start + height)
+        ]
+        self.thumbnails.want(self.cells, [int(self.arrangement.rows[place]) for place in dict.fromkeys(places)])
 
     # ---- selection
 

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from qtpy.QtCore import QObject, Signal
 from qtpy.QtGui import QImage, QPixmap
 
-from napari_wbc.crop import CropSize
 from napari_wbc.pipeline import ASSUMED_CELL_UM
-from napari_wbc.whole import crop_slide
 
 if TYPE_CHECKING:
     from napari_wbc.cells import Cells
@@ -85,19 +84,21 @@ class Thumbnails(QObject):
             return
         if self._scaled is not cells:
             self._scaled, self._mpp = cells, _scales(cells)
-        mpp = self._mpp
+        centroids, mpp = cells.centroids, self._mpp
         for start in range(0, len(fresh), _BATCH):
             part = fresh[start : start + _BATCH]
             at = [row for _, row in part]
             ids = [label for label, _ in part]
-            future = self._pool.submit(self._cut, ids, cells.centroids[at], mpp[at], self.pixels)
+            future = self._pool.submit(self._cut, ids, centroids[at], mpp[at], self.pixels)
             self._waiting.update(dict.fromkeys(ids, future))
 
     def _cut(self, labels: Sequence[int], centroids: npt.NDArray[Any], mpp: npt.NDArray[Any], pixels: int) -> None:
         """Cut cells out, in a thread."""
         try:
-            crops = crop_slide(self._slide, centroids, mpp, CropSize(SIDE_UM, pixels))
-            images = [to_image(crop) for crop in crops]
+            images = [
+                to_image(cut_out(self._slide, centre, float(scale), pixels))
+                for centre, scale in zip(centroids, mpp, strict=True)
+            ]
         # A damaged tile of a slide, and whatever a library raises on it, is an empty square.
         except Exception:  # noqa: BLE001
             images = [QImage() for _ in labels]
@@ -125,6 +126,25 @@ class Thumbnails(QObject):
         self._closed = True
         self._drop()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def cut_out(slide: Slide, centre: npt.NDArray[Any], mpp: float, pixels: int) -> npt.NDArray[np.uint8]:
+    """Return the square of `SIDE_UM` around a point, (pixels, pixels, 3); white beyond the picture.
+
+    It is made of the coarsest level that is not coarser than it: four times fewer pixels to decode a level.
+    """
+    side, steps = SIDE_UM / mpp, slide.downsamples
+    level = max(k for k, step in enumerate(steps) if k == 0 or side >= step * pixels)
+    size = side / steps[level]
+    # Centres count pixel centres from 0; the box counts pixel edges.
+    first = (np.asarray(centre, float) + 0.5) / steps[level] - size / 2
+    # A margin gives the resampling filter its neighbours.
+    margin = 2 * max(1.0, size / pixels)
+    top, left = np.floor(first - margin).astype(int).tolist()
+    bottom, right = np.ceil(first + size + margin).astype(int).tolist()
+    region = Image.fromarray(slide.read((top, left, bottom, right), level))
+    y, x = first - (top, left)
+    return np.asarray(region.resize((pixels, pixels), Image.Resampling.BICUBIC, box=(x, y, x + size, y + size)))
 
 
 def to_image(pixels: npt.NDArray[np.uint8]) -> QImage:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from napari.qt.threading import create_worker
 from napari.utils.notifications import show_info, show_warning
+from qtpy.compat import isalive
 from qtpy.QtCore import QTimer
 from qtpy.QtGui import QColor, QDoubleValidator
 from qtpy.QtWidgets import (
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from napari.viewer import Viewer
 
     from napari_wbc.cells import Cells
+    from napari_wbc.platelets import Film
+    from napari_wbc.slide import Slide
 
 _SOON_MS = 30
 _PRELIMINARY = "Preliminary: "
@@ -61,6 +65,7 @@ class DifferentialWidget(ReviewDock):
         self.agreement: Agreement | None = None
         self.counts: pd.DataFrame | None = None
         self._counted: Cells | None = None
+        self.film: Film | None = None
         self._stale = False
         # A burst of decisions is counted once.
         self._soon = QTimer(self)
@@ -150,7 +155,28 @@ class DifferentialWidget(ReviewDock):
         there = self.review is not None
         for part in (self.target, self.seed, self.wbc, self.sign_button, self.report_button, self.tabs):
             part.setEnabled(there)
+        self.film = None
+        self._look_for_platelets()
         self.recount()
+
+    def _look_for_platelets(self) -> None:
+        """Look for them in a thread: the estimate comes in when it is there."""
+        review = self.review
+        try:
+            slide = review.slide if review is not None else None
+        except (*EXPECTED, OSError):
+            return  # the gallery says what is wrong with the picture
+        if review is None or slide is None:
+            return
+
+        def tell(film: Film | None) -> None:
+            if isalive(self) and self.review is review:
+                self.film = film
+                self.recount()
+
+        worker = create_worker(_film, slide, review.session.before)
+        worker.returned.connect(tell)
+        worker.start()
 
     def show_change(self, _: Any) -> None:
         """Count again: at once, or after a burst of decisions."""
@@ -197,9 +223,10 @@ class DifferentialWidget(ReviewDock):
         self.progress.setUpdatesEnabled(True)
         line = sampling_line(settings["target"], settings["seed"])
         self.results.show()
-        self.results.show_counts(
-            self.counts, line, [LIMITS_NOTE, f"Ranges: {self.ranges.source}.", "Research use only."]
-        )
+        notes = [LIMITS_NOTE, f"Ranges: {self.ranges.source}.", "Research use only."]
+        if self.film is not None:
+            notes.insert(0, self.film.count(session.cells).line)
+        self.results.show_counts(self.counts, line, notes)
         self._say_state(cells, done)
         if self.tabs.currentIndex() == 1:
             self._compare()
@@ -350,3 +377,13 @@ class DifferentialWidget(ReviewDock):
             item = self.matrix_table.item(k, k + 1)
             if item is not None:
                 item.setBackground(QColor(0, 158, 115, 70))
+
+
+def _film(slide: Slide, cells: Cells) -> Film | None:
+    """Look for platelets, in a thread; a picture that cannot be read has none."""
+    from napari_wbc.platelets import film_of
+
+    try:
+        return film_of(slide, cells)
+    except (*EXPECTED, OSError):
+        return None

@@ -29,6 +29,7 @@ from ._gallery_filters import Filters
 from ._gallery_keys import load_keys, save_key
 from ._gallery_menu import class_menu
 from ._gallery_order import COUNTED, NO_CLASS, Arrangement, Section, arrange, letters
+from ._gallery_paint import Colours
 from ._gallery_score import Score
 from ._gallery_view import LARGEST, SMALLEST, GalleryView
 from ._review_dock import NEEDS_CELLS, ReviewDock
@@ -167,7 +168,7 @@ class GalleryWidget(ReviewDock):
         """Take the colours of napari's theme."""
         theme = get_theme(self.viewer.theme)
         names = ("text", "background", "foreground", "current")
-        self.view.set_colours(*(getattr(theme, name).as_hex() for name in names))
+        self.view.set_colours(Colours(*(getattr(theme, name).as_hex() for name in names)))
 
     def arrange(self) -> None:
         """Group, sort and show the cells as the controls say."""

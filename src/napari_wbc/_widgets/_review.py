@@ -21,7 +21,7 @@ from napari_wbc.decisions import Change
 from napari_wbc.palette import colour
 from napari_wbc.review_session import ReviewSession, checked_name
 
-from ._layers import CELLS, LABELS, find_layer, show_corrections
+from ._layers import CELLS, LABELS, MANY, find_layer, show_corrections
 from ._panel import COUNTS, NAMES
 from ._review_open import session_of, user
 from ._source import KEY, slide_of
@@ -109,6 +109,9 @@ class Review(QObject):
         self._later.setInterval(_SLOW_MS)
         self._later.timeout.connect(self.show_rest)
         self.show_rest()
+        self._camera = getattr(viewer, "scene", viewer).camera  # napari 0.9 moved it
+        self._camera.events.zoom.connect(self._smooth)
+        self._smooth()
 
     # ---- who uses it
 
@@ -126,6 +129,7 @@ class Review(QObject):
         """Bring the files up to date and let others review."""
         self._timer.stop()
         self._later.stop()
+        self._camera.events.zoom.disconnect(self._smooth)
         _open.pop(str(self.layer.unique_id), None)
         try:
             self.session.save()
@@ -301,6 +305,15 @@ class Review(QObject):
         finest = image.data[0] if image.multiscale else image.data
         show_corrections(shown, self.session.cells, finest.shape[:2])
 
+    def _smooth(self, _: object = None) -> None:
+        """Smooth the edges of the points, not of thousands of tiny ones: a processor takes long for them."""
+        layer = self.layer
+        if len(layer.data):
+            pixels = float(np.median(layer.size)) * abs(layer.scale[-1]) * self._camera.zoom
+            wanted = 0 if len(layer.data) > MANY and pixels < layer.canvas_size_limits[0] else 1
+            if layer.antialiasing != wanted:
+                layer.antialiasing = wanted
+
     # ---- the session follows the layers
 
     def _look(self) -> None:
@@ -363,7 +376,7 @@ class Review(QObject):
         (row,) = self.rows_of([label])
         place = self.layer.data_to_world(self.session.cells.centroids[row])
         mpp = float(self.session.cells.table["mpp"].iloc[row])
-        camera = getattr(self.viewer, "scene", self.viewer).camera  # napari 0.9 moved it
+        camera = self._camera
         camera.center = (*camera.center[:-2], *place[-2:])
         seen = _SEEN_UM / mpp * self.layer.scale[-1] if np.isfinite(mpp) else 600 * self.layer.scale[-1]
         canvas = min(self.viewer.window.geometry()[2:]) / 2

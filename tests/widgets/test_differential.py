@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from napari.utils.notifications import notification_manager
+from PIL import Image
 
 from napari_wbc.cells import measure
 from napari_wbc.count import differential
 from napari_wbc.export import write_folder
+from napari_wbc.record import FORMAT
 from napari_wbc.reference import SHIPPED, load_ranges, with_ranges
 
 CLASSES = ("neutrophil", "lymphocyte", "monocyte", "erythroblast")
@@ -148,3 +152,34 @@ def test_without_cells_and_themes(viewer, dock, results):
     for theme in ("light", "dark"):
         viewer.theme = theme
     counts.grab()
+
+
+def test_all_pictures_of_a_run_are_counted_together_and_reviewed_one_after_the_other(viewer, dock, tmp_path, qtbot):
+    labels = np.kron(np.arange(1, 21, dtype=np.int32).reshape(4, 5), np.ones((8, 8), np.int32))
+    p = np.random.default_rng(2).dirichlet([3, 1, 0.5, 0.5], 20)
+    for name in ("a", "b"):
+        image = tmp_path / f"{name}.png"
+        Image.fromarray(np.full((*labels.shape, 3), 200, np.uint8)).save(image)
+        cells = measure(labels, slide=image.name).with_predictions(p, CLASSES, 0.0)
+        write_folder(tmp_path / "run" / name, cells, labels, picture=image)
+    inputs = [{"result": name, "slide": f"{name}.png", "state": "ok"} for name in ("a", "b")]
+    (tmp_path / "run/run.json").write_text(json.dumps({"format": FORMAT, "inputs": inputs}))
+    viewer.open(str(tmp_path / "run/a"), plugin="napari-wbc")
+    counts, gallery = dock(TITLE), dock(GALLERY)
+    qtbot.waitUntil(lambda: counts.review is not None and gallery.review is counts.review, timeout=20_000)
+    counts.review.decide([1, 2, 3], "basophil")
+    counts.tabs.setCurrentIndex(2)
+    qtbot.waitUntil(lambda: counts.run.case is not None, timeout=20_000)
+    rows = [[counts.run.pictures.item(k, c).text() for c in range(3)] for k in range(2)]
+    assert rows == [["a", "20", "3"], ["b", "20", "0"]]
+    assert counts.run.status.text() == "2 pictures, 3 of 40 cells reviewed."
+    assert counts.run.results.counts.set_index("class").loc["basophil", "n"] == 3
+    counts.run.pictures.cellDoubleClicked.emit(1, 0)
+    qtbot.waitUntil(lambda: counts.review.session.folder == tmp_path / "run/b", timeout=20_000)
+    assert gallery.review is counts.review
+    assert viewer.layers[-1].metadata["napari-wbc"]["folder"] == str(tmp_path / "run/b")
+    counts.review.decide([5], "basophil")
+    counts.go_to(str(tmp_path / "run/a"))  # it is open still
+    assert counts.review.session.folder == tmp_path / "run/a"
+    counts.tabs.setCurrentIndex(2)
+    qtbot.waitUntil(lambda: counts.run.status.text() == "2 pictures, 4 of 40 cells reviewed.", timeout=20_000)

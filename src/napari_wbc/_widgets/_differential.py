@@ -31,12 +31,16 @@ from napari_wbc.count import differential
 from napari_wbc.counted import TARGETS, sampling_line
 from napari_wbc.reference import load_ranges, with_ranges
 
+from ._differential_run import RunTab, run_folder
 from ._dock import EXPECTED
+from ._layers import CELLS
 from ._results import LIMITS_NOTE, Results, fill_table, plain_table
 from ._review_dock import NEEDS_CELLS, ReviewDock
+from ._source import KEY
 
 if TYPE_CHECKING:
     import pandas as pd
+    from napari.layers import Layer
     from napari.viewer import Viewer
 
     from napari_wbc.cells import Cells
@@ -80,6 +84,9 @@ class DifferentialWidget(ReviewDock):
         self.results = Results(napari_viewer.theme)
         self.tabs.addTab(self.results, "Count")
         self.tabs.addTab(self._readers(), "Two readers")
+        self.run = RunTab(napari_viewer.theme)
+        self.run.chosen.connect(self.go_to)
+        self.tabs.addTab(self.run, "All pictures")
         self.tabs.currentChanged.connect(lambda _: self.recount())
         self.body.addWidget(self.tabs, 1)
         self.sign_button = QPushButton("Sign")
@@ -157,6 +164,7 @@ class DifferentialWidget(ReviewDock):
             part.setEnabled(there)
         self.film = None
         self._look_for_platelets()
+        self.tabs.setTabVisible(2, self.review is not None and run_folder(self.review.session.folder) is not None)
         self.recount()
 
     def _look_for_platelets(self) -> None:
@@ -187,6 +195,7 @@ class DifferentialWidget(ReviewDock):
     def show_theme(self) -> None:
         """Take the colours of napari's theme."""
         self.results.set_theme(self.viewer.theme)
+        self.run.results.set_theme(self.viewer.theme)
 
     def _recount_again(self) -> None:
         """Count again where anything changed since."""
@@ -230,6 +239,8 @@ class DifferentialWidget(ReviewDock):
         self._say_state(cells, done)
         if self.tabs.currentIndex() == 1:
             self._compare()
+        if self.tabs.currentIndex() == 2 and (folder := run_folder(session.folder)) is not None:
+            self.run.show_run(folder, self.ranges)
 
     def paintEvent(self, event: Any) -> None:  # noqa: N802
         """Show what changed behind other tabs."""
@@ -320,6 +331,22 @@ class DifferentialWidget(ReviewDock):
             self.recount()
             if not self.review.session.is_final:
                 show_info("Signed; it stays preliminary while counted cells are unidentified.")
+
+    def go_to(self, folder: str) -> None:
+        """Review another picture of the run in all docks; it is opened unless it is open already, and lies on top."""
+
+        def own() -> list[Layer]:
+            return [layer for layer in self.viewer.layers if layer.metadata.get(KEY, {}).get("folder") == folder]
+
+        if not own():
+            self.open_results(folder)
+        cells = [layer for layer in own() if layer.metadata[KEY].get("role") == CELLS]
+        if cells:
+            self.viewer.layers.selection.active = cells[0]
+            image = self.review.image if self.review is not None else None
+            layers = [*([] if image is None else [image]), *own()]
+            self.viewer.layers.move_multiple([self.viewer.layers.index(layer) for layer in layers], -1)
+            self.tabs.setCurrentIndex(0)
 
     def _on_other(self, index: int) -> None:
         if self.other.itemData(index) == BROWSE:

@@ -120,9 +120,10 @@ class Film:
         n, area = 0, 0.0
         for (top, left, bottom, right), points in zip(self.windows, self.bodies, strict=True):
             near = boxes[(boxes[:, :2] < (bottom, right)).all(axis=1) & (boxes[:, 2:] > (top, left)).all(axis=1)]
-            taken = ((near[None, :, :2] <= points[:, None]) & (points[:, None] <= near[None, :, 2:])).all(axis=2)
+            within = (near[None, :, :2] <= points[:, None]) & (points[:, None] <= near[None, :, 2:])
+            free = ~np.any(np.all(within, axis=2), axis=1)
             inside = ((centres >= (top, left)) & (centres < (bottom, right))).all(axis=1)
-            n += int((~taken.any(axis=1)).sum() + (inside & is_one).sum())
+            n += int(free.sum() + (inside & is_one).sum())
             area += (bottom - top) * (right - left) * self.mpp**2 / 1e6
         return Platelets(n, area, len(self.windows))
 
@@ -199,7 +200,7 @@ def platelets_in(rgb: npt.NDArray[np.uint8], mpp: float) -> npt.NDArray[np.float
         and _on_film(bodies, region.label, region.bbox, density, 0.5 * red_green, unit)
     ]  # fmt: skip
     factor = np.array(rgb.shape[:2]) / bodies.shape
-    return (np.array(found, float).reshape(-1, 2) + 0.5) * factor - 0.5
+    return np.asarray((np.array(found, float).reshape(-1, 2) + 0.5) * factor - 0.5)
 
 
 def _on_film(

@@ -110,13 +110,13 @@ class GalleryView(QAbstractScrollArea):
         side = int(np.clip(side, SMALLEST, LARGEST))
         if side == self.side:
             return
-        middle = self._first_seen()
+        seen = self._seen()
         self.side = side
         if self.thumbnails is not None:
             self.thumbnails.set_pixels(self._pixels())
         self._layout()
-        if middle is not None:
-            self.verticalScrollBar().setValue(self._grid.box(middle)[1])
+        if seen:
+            self.verticalScrollBar().setValue(self._grid.box(seen[0])[1])
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -156,10 +156,15 @@ class GalleryView(QAbstractScrollArea):
         bar.setRange(0, max(0, self._grid.height + _GAP - self.viewport().height()))
         self.viewport().update()
 
-    def _first_seen(self) -> int | None:
+    def _seen(self) -> list[int]:
+        """Places of the cells that are seen."""
         top = self.verticalScrollBar().value()
-        seen = self._grid.within(0, top, self.viewport().width(), top + self.viewport().height())
-        return seen[0] if seen else None
+        return self._grid.within(0, top, self.viewport().width(), top + self.viewport().height())
+
+    @property
+    def seen(self) -> npt.NDArray[np.int64]:
+        """Labels of the cells that are seen."""
+        return self._labels[self._seen()]
 
     def _rectangle(self, place: int) -> QRect:
         left, top, _ = self._grid.box(place)
@@ -176,16 +181,13 @@ class GalleryView(QAbstractScrollArea):
         painter = QPainter(self.viewport())
         painter.fillRect(event.rect(), self.colours.paper)
         painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform)
-        top, height = self.verticalScrollBar().value(), self.viewport().height()
-        missing = False
-        for place in self._grid.within(0, top, self.viewport().width(), top + height):
-            missing |= not self._draw_cell(painter, place)
+        missing = not all([self._draw_cell(painter, place) for place in self._seen()])
         self._draw_headings(painter)
         if self._band is not None:
             painter.setPen(QPen(self.colours.mark, 1))
             painter.drawRect(self._band)
         painter.end()
-        if (missing or top != self._last_top) and not self._soon.isActive():
+        if (missing or self.verticalScrollBar().value() != self._last_top) and not self._soon.isActive():
             self._soon.start()
 
     def _draw_cell(self, painter: QPainter, place: int) -> bool:
@@ -424,7 +426,7 @@ class GalleryView(QAbstractScrollArea):
         if key in (Qt.Key.Key_Home, Qt.Key.Key_End):
             place = 0 if key == Qt.Key.Key_Home else len(self._labels) - 1
         elif place is None:
-            place = self._first_seen() or 0
+            place = next(iter(self._seen()), 0)
         else:
             across, down = _STEPS[key]
             place = self._grid.beside(place, across * times, down * times)

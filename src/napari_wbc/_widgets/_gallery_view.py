@@ -181,13 +181,13 @@ class GalleryView(QAbstractScrollArea):
         painter = QPainter(self.viewport())
         painter.fillRect(event.rect(), self.colours.paper)
         painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform)
-        missing = not all([self._draw_cell(painter, place) for place in self._seen()])
+        there = [self._draw_cell(painter, place) for place in self._seen()]
         self._draw_headings(painter)
         if self._band is not None:
             painter.setPen(QPen(self.colours.mark, 1))
             painter.drawRect(self._band)
         painter.end()
-        if (missing or self.verticalScrollBar().value() != self._last_top) and not self._soon.isActive():
+        if (not all(there) or self.verticalScrollBar().value() != self._last_top) and not self._soon.isActive():
             self._soon.start()
 
     def _draw_cell(self, painter: QPainter, place: int) -> bool:

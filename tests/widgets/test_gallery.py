@@ -493,3 +493,14 @@ def test_a_quiz_over_reviewed_cells(gallery, results, viewer, qtbot):
     assert viewer.layers["cells labels"].visible
     assert gallery.review.session.cells == before
     assert len(view.labels) == 24
+
+
+def test_edges_of_many_tiny_points_are_not_smoothed(gallery, monkeypatch):
+    layer, camera = gallery.review.layer, gallery.viewer.camera
+    camera.zoom = 0.01
+    assert layer.antialiasing == 1  # 24 points
+    monkeypatch.setattr("napari_wbc._widgets._review.MANY", 10)
+    camera.zoom = 0.02
+    assert layer.antialiasing == 0
+    camera.zoom = 8.0
+    assert layer.antialiasing == 1

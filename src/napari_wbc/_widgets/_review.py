@@ -127,9 +127,10 @@ class Review(QObject):
 
     def end(self) -> None:
         """Bring the files up to date and let others review."""
-        self._timer.stop()
-        self._later.stop()
-        self._camera.events.zoom.disconnect(self._smooth)
+        if isalive(self):  # else Qt went first, as when a program is left by an error
+            self._timer.stop()
+            self._later.stop()
+            self._camera.events.zoom.disconnect(self._smooth)
         _open.pop(str(self.layer.unique_id), None)
         try:
             self.session.save()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -128,7 +128,7 @@ class Film:
         return Platelets(n, area, len(self.windows))
 
 
-def film_of(slide: Slide, cells: Cells) -> Film | None:
+def looks(slide: Slide, cells: Cells) -> Iterator[Film]:
     """Look for platelets: on a field everywhere, on a whole slide in windows around cells.
 
     Parameters
@@ -138,10 +138,11 @@ def film_of(slide: Slide, cells: Cells) -> Film | None:
     cells : Cells
         Its cells, as the model found them: they say where windows lie, and the scale.
 
-    Returns
-    -------
-    Film or None
-        None where there are no cells, or the scale is unknown or coarser than `MOST_MPP`.
+    Yields
+    ------
+    Film
+        After each window what was seen so far; nothing where there are no cells, or the scale is unknown or coarser
+        than `MOST_MPP`.
 
     Raises
     ------
@@ -150,16 +151,28 @@ def film_of(slide: Slide, cells: Cells) -> Film | None:
     """
     mpp = float(cells.table["mpp"].median()) if len(cells) else math.nan
     if not 0 < mpp <= MOST_MPP:
-        return None
-    rows, columns = slide.shape
-    windows = [(0, 0, rows, columns)]
+        return
+    shape = np.array(slide.shape)
+    windows, level = [(0, 0, *slide.shape)], 0
     if slide.is_whole:
         side = round(_WINDOW_UM / mpp)
         centres = cells.centroids[walk(cells.centroids)[:_WINDOWS]]
-        first = np.clip(np.round(centres - side / 2), 0, np.maximum(np.array(slide.shape) - side, 0)).astype(int)
-        windows = [(top, left, min(rows, top + side), min(columns, left + side)) for top, left in first.tolist()]
-    bodies = [platelets_in(slide.read(window), mpp) + np.array(window[:2]) for window in windows]
-    return Film(windows, bodies, mpp)
+        first = np.clip(np.round(centres - side / 2), 0, np.maximum(shape - side, 0)).astype(int)
+        windows = [(*corner, *np.minimum(np.array(corner) + side, shape).tolist()) for corner in first.tolist()]
+        fine = SegmentParameters().working_mpp
+        level = max(k for k, step in enumerate(slide.downsamples) if k == 0 or step * mpp <= fine)
+    step, bodies = slide.downsamples[level], []
+    for k, window in enumerate(windows, start=1):
+        top, left, bottom, right = (round(edge / step) for edge in window)
+        found = platelets_in(slide.read((top, left, bottom, right), level), mpp * step)
+        bodies.append((found + (0.5 + np.array([top, left]))) * step - 0.5)
+        yield Film(windows[:k], list(bodies), mpp)
+
+
+def film_of(slide: Slide, cells: Cells) -> Film | None:
+    """Return all that `looks` sees; None if that is nothing."""
+    seen = list(looks(slide, cells))
+    return seen[-1] if seen else None
 
 
 def platelets_in(rgb: npt.NDArray[np.uint8], mpp: float) -> npt.NDArray[np.float64]:

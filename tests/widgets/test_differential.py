@@ -110,18 +110,18 @@ def test_absolute_counts_ranges_and_flags(counts, tmp_path):
 def test_two_readers(counts, results, tmp_path, qtbot):
     counts.tabs.setCurrentIndex(1)
     counts.compare_with(None)
-    assert "300 of 300 common cells have the same class (100.0 %); Cohen's κ = 1.00" in counts.kappa.text()
+    assert "300 of 300 common cells have the same class (100.0 %); Cohen's κ = 1.00" in counts.readers.kappa.text()
     some = counts.review.session.cells.table.query("`class` == 'neutrophil'")["label"].iloc[:60]
     counts.review.decide(some, "lymphocyte")
-    qtbot.waitUntil(lambda: "240 of 300" in counts.kappa.text(), timeout=5000)
-    assert counts.agreement.matrix.loc["lymphocyte", "neutrophil"] == 60
-    rows = {counts.share_table.item(k, 0).text(): k for k in range(counts.share_table.rowCount())}
-    assert counts.share_table.item(rows["neutrophil"], 5).text() == "no"
-    assert counts.share_table.item(rows["monocyte"], 5).text() == "yes"
+    qtbot.waitUntil(lambda: "240 of 300" in counts.readers.kappa.text(), timeout=5000)
+    assert counts.readers.agreement.matrix.loc["lymphocyte", "neutrophil"] == 60
+    rows = {counts.readers.shares.item(k, 0).text(): k for k in range(counts.readers.shares.rowCount())}
+    assert counts.readers.shares.item(rows["neutrophil"], 5).text() == "no"
+    assert counts.readers.shares.item(rows["monocyte"], 5).text() == "yes"
     other = write_folder(tmp_path / "other", counts.review.session.before, None, files=("cells.csv", "cells.parquet"))
     (other / "slide.json").write_text('{"slide": null}')
     counts.compare_with(other)
-    assert "240 of 300" in counts.kappa.text()
+    assert "240 of 300" in counts.readers.kappa.text()
     counts.compare_with(tmp_path)
     assert "no results" in notification_manager.records[-1].message
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from napari.qt.threading import create_worker
 from napari.utils.notifications import show_info, show_warning
-from qtpy.compat import isalive
 from qtpy.QtCore import QTimer
-from qtpy.QtGui import QColor, QDoubleValidator
+from qtpy.QtGui import QDoubleValidator
 from qtpy.QtWidgets import (
     QComboBox,
     QFileDialog,
@@ -21,20 +18,20 @@ from qtpy.QtWidgets import (
     QPushButton,
     QSpinBox,
     QTabWidget,
-    QVBoxLayout,
-    QWidget,
 )
 
-from napari_wbc.agreement import Agreement, by_model, compare
 from napari_wbc.cells import UNIDENTIFIED
 from napari_wbc.count import differential
 from napari_wbc.counted import TARGETS, sampling_line
 from napari_wbc.reference import load_ranges, with_ranges
 
+from ._differential_readers import ReadersTab
 from ._differential_run import RunTab, run_folder
 from ._dock import EXPECTED
 from ._layers import CELLS
-from ._results import LIMITS_NOTE, Results, fill_table, plain_table
+from ._looking import Looking
+from ._models import BROWSE
+from ._results import LIMITS_NOTE, Results
 from ._review_dock import NEEDS_CELLS, ReviewDock
 from ._source import KEY
 
@@ -45,11 +42,10 @@ if TYPE_CHECKING:
 
     from napari_wbc.cells import Cells
     from napari_wbc.platelets import Film
-    from napari_wbc.slide import Slide
 
 _SOON_MS = 30
 _PRELIMINARY = "Preliminary: "
-THE_MODEL, BROWSE, SHIPPED = "the model", "Browse…", "of adults (shipped)"
+SHIPPED = "of adults (shipped)"
 
 
 class DifferentialWidget(ReviewDock):
@@ -66,10 +62,10 @@ class DifferentialWidget(ReviewDock):
         # So that names of classes stand beside all columns.
         self.setMinimumWidth(480)
         self.ranges = load_ranges()
-        self.agreement: Agreement | None = None
         self.counts: pd.DataFrame | None = None
         self._counted: Cells | None = None
         self.film: Film | None = None
+        self._looking: Looking | None = None
         self._stale = False
         # A burst of decisions is counted once.
         self._soon = QTimer(self)
@@ -83,7 +79,9 @@ class DifferentialWidget(ReviewDock):
         self.tabs = QTabWidget()
         self.results = Results(napari_viewer.theme)
         self.tabs.addTab(self.results, "Count")
-        self.tabs.addTab(self._readers(), "Two readers")
+        self.readers = ReadersTab()
+        self.readers.chosen.connect(self.recount)
+        self.tabs.addTab(self.readers, "Two readers")
         self.run = RunTab(napari_viewer.theme)
         self.run.chosen.connect(self.go_to)
         self.tabs.addTab(self.run, "All pictures")
@@ -134,27 +132,6 @@ class DifferentialWidget(ReviewDock):
         self.wbc.editingFinished.connect(self._on_wbc)
         self.range_box.activated.connect(self._on_ranges)
 
-    def _readers(self) -> QWidget:
-        page = QWidget()
-        column = QVBoxLayout(page)
-        self.other = QComboBox()
-        self.other.addItem(THE_MODEL, None)
-        self.other.addItem(BROWSE, BROWSE)
-        self.other.setToolTip("The other reader: the model, or the results of another review or run of this picture")
-        self.other.activated.connect(self._on_other)
-        row = QHBoxLayout()
-        row.addWidget(QLabel("Compare with"))
-        row.addWidget(self.other, 1)
-        column.addLayout(row)
-        self.kappa = QLabel()
-        self.kappa.setWordWrap(True)
-        column.addWidget(self.kappa)
-        self.share_table, self.matrix_table = plain_table(), plain_table()
-        column.addWidget(self.share_table)
-        column.addWidget(QLabel("Cells by class: rows as here, columns as the other reader says"))
-        column.addWidget(self.matrix_table, 1)
-        return page
-
     # ---- what is shown
 
     def show_review(self) -> None:
@@ -169,6 +146,7 @@ class DifferentialWidget(ReviewDock):
 
     def _look_for_platelets(self) -> None:
         """Look for them in a thread: the estimate comes in when it is there."""
+        self.leave()
         review = self.review
         try:
             slide = review.slide if review is not None else None
@@ -177,14 +155,19 @@ class DifferentialWidget(ReviewDock):
         if review is None or slide is None:
             return
 
-        def tell(film: Film | None) -> None:
-            if isalive(self) and self.review is review:
-                self.film = film
-                self.recount()
+        self._looking = Looking(slide, review.session.before)
+        self._looking.seen.connect(self._on_seen)
 
-        worker = create_worker(_film, slide, review.session.before)
-        worker.returned.connect(tell)
-        worker.start()
+    def _on_seen(self, film: Film) -> None:
+        self.film = film
+        self._soon.start()
+        self._stale = True
+
+    def leave(self) -> None:
+        """Stop looking for platelets."""
+        if self._looking is not None:
+            self._looking.close()
+            self._looking = None
 
     def show_change(self, _: Any) -> None:
         """Count again: at once, or after a burst of decisions."""
@@ -234,11 +217,13 @@ class DifferentialWidget(ReviewDock):
         self.results.show()
         notes = [LIMITS_NOTE, f"Ranges: {self.ranges.source}.", "Research use only."]
         if self.film is not None:
-            notes.insert(0, self.film.count(session.cells).line)
+            platelets = self.film.count(session.cells)
+            notes.insert(0, platelets.line)
+            line += f"\nPlatelets: about {round(platelets.per_ul, -3):,.0f} per µL, an estimate (see below)."
         self.results.show_counts(self.counts, line, notes)
         self._say_state(cells, done)
         if self.tabs.currentIndex() == 1:
-            self._compare()
+            self.readers.show_review(self.review)
         if self.tabs.currentIndex() == 2 and (folder := run_folder(session.folder)) is not None:
             self.run.show_run(folder, self.ranges)
 
@@ -348,69 +333,7 @@ class DifferentialWidget(ReviewDock):
             self.viewer.layers.move_multiple([self.viewer.layers.index(layer) for layer in layers], -1)
             self.tabs.setCurrentIndex(0)
 
-    def _on_other(self, index: int) -> None:
-        if self.other.itemData(index) == BROWSE:
-            folder = QFileDialog.getExistingDirectory(self, "Results of the other reader")
-            if folder:
-                self.compare_with(folder)
-                return
-            self.other.setCurrentIndex(0)
-        self._compare()
-
     def compare_with(self, folder: str | Path | None) -> None:
         """Compare with the results in a folder; None for the model."""
-        if folder is not None and self.other.findData(str(folder)) < 0:
-            self.other.insertItem(1, Path(folder).name, str(folder))
-        self.other.setCurrentIndex(0 if folder is None else self.other.findData(str(folder)))
+        self.readers.choose(folder)
         self.tabs.setCurrentIndex(1)
-        self._compare()
-
-    def _compare(self) -> None:
-        if self.review is None:
-            return
-        cells, folder = self.review.session.cells, self.other.currentData()
-        try:
-            if folder is None:
-                other, name = by_model(self.review.session.before), THE_MODEL
-            else:
-                from napari_wbc.export import read_results
-
-                other, name = read_results(folder).cells, Path(folder).name
-        except (*EXPECTED, OSError) as error:
-            show_warning(str(error))
-            self.other.setCurrentIndex(0)
-            return
-        self.agreement = compare(cells, other, (self.review.reviewer, name))
-        self._show_agreement(self.agreement)
-
-    def _show_agreement(self, found: Agreement) -> None:
-        kappa = f"Cohen's κ = {found.kappa:.2f}" if np.isfinite(found.kappa) else "κ is not defined"
-        share = f" ({100 * found.same / found.common:.1f} %)" if found.common else ""
-        self.kappa.setText(f"{found.same:,} of {found.common:,} common cells have the same class{share}; {kappa}.")
-        shares = [
-            (row["class"], f"{row['share_1']:.1f} %", f"{row['share_2']:.1f} %", f"{row['difference']:+.1f}",
-             f"{row['low']:.1f} … {row['high']:+.1f}", "yes" if row["within"] else "no")
-            for row in found.shares.to_dict("records") if row["n_1"] or row["n_2"]
-        ]  # fmt: skip
-        fill_table(self.share_table, ["Class", "here", "other", "difference", "by chance", "within"], shares)
-        kept = found.matrix.to_numpy().sum(axis=0) + found.matrix.to_numpy().sum(axis=1) > 0
-        matrix = found.matrix.loc[kept, kept]
-        short = [name if len(name) < 12 else name[:10] + "…" for name in matrix.columns]
-        named = zip(matrix.index, matrix.to_numpy(), strict=True)
-        fill_table(
-            self.matrix_table, ["", *short], [[name, *(str(n) if n else "" for n in row)] for name, row in named]
-        )
-        for k in range(len(matrix)):
-            item = self.matrix_table.item(k, k + 1)
-            if item is not None:
-                item.setBackground(QColor(0, 158, 115, 70))
-
-
-def _film(slide: Slide, cells: Cells) -> Film | None:
-    """Look for platelets, in a thread; a picture that cannot be read has none."""
-    from napari_wbc.platelets import film_of
-
-    try:
-        return film_of(slide, cells)
-    except (*EXPECTED, OSError):
-        return None

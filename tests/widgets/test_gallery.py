@@ -9,13 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 from napari.utils.notifications import notification_manager
+from PIL import Image
 from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt
 from qtpy.QtGui import QDropEvent
 
+from napari_wbc._widgets._thumbnails import SIDE_UM, cut_out
 from napari_wbc.cells import measure
+from napari_wbc.crop import CropSize, background_colour, crop_cells
 from napari_wbc.export import read_results, write_folder
 from napari_wbc.models import find_model, user_models
 from napari_wbc.review import DECISIONS
+from napari_wbc.slide import Slide
 from napari_wbc.tables import read_cells
 
 CLASSES = ("neutrophil", "lymphocyte", "monocyte", "erythroblast")
@@ -39,8 +43,6 @@ def picture(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def results(tmp_path):
-    from PIL import Image
-
     image, labels = picture(24)
     path = tmp_path / "smear.png"
     Image.fromarray(image).save(path)
@@ -504,3 +506,16 @@ def test_edges_of_many_tiny_points_are_not_smoothed(gallery, monkeypatch):
     assert layer.antialiasing == 0
     camera.zoom = 8.0
     assert layer.antialiasing == 1
+
+
+@pytest.mark.parametrize("place", ["middle", "corner"])
+def test_a_thumbnail_is_the_square_around_its_cell_from_any_level(place, field):
+    image = np.asarray(Image.open(field).convert("RGB"))
+    centre = np.array(image.shape[:2]) * (0.4 if place == "middle" else 0.999)
+    paper = background_colour(image)
+    expected = crop_cells(image, centre[None], 0.1, CropSize(SIDE_UM, 60))[0].astype(int)
+    one = cut_out(Slide.from_array(image), centre, 0.1, 60, paper)
+    assert np.abs(one - expected).max() <= 3
+    half = image[:480, :640].reshape(240, 2, 320, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)
+    several = cut_out(Slide.from_levels([image[:480, :640], half]), centre, 0.1, 60, paper)
+    assert np.abs(several - expected).mean() < 2.5

@@ -114,6 +114,7 @@ def test_two_readers(counts, results, tmp_path, qtbot):
     some = counts.review.session.cells.table.query("`class` == 'neutrophil'")["label"].iloc[:60]
     counts.review.decide(some, "lymphocyte")
     qtbot.waitUntil(lambda: "240 of 300" in counts.readers.kappa.text(), timeout=5000)
+    assert not counts.results.isVisibleTo(counts.tabs)  # the other page lies behind, whatever is decided
     assert counts.readers.agreement.matrix.loc["lymphocyte", "neutrophil"] == 60
     rows = {counts.readers.shares.item(k, 0).text(): k for k in range(counts.readers.shares.rowCount())}
     assert counts.readers.shares.item(rows["neutrophil"], 5).text() == "no"

@@ -214,7 +214,8 @@ class DifferentialWidget(ReviewDock):
         self.progress.setValue(done)
         self.progress.setUpdatesEnabled(True)
         line = sampling_line(settings["target"], settings["seed"])
-        self.results.show()
+        if self.tabs.currentIndex() == 0:  # else it would lie over the page in front
+            self.results.show()
         notes = [LIMITS_NOTE, f"Ranges: {self.ranges.source}.", "Research use only."]
         if self.film is not None:
             platelets = self.film.count(session.cells)

@@ -32,6 +32,7 @@ REVIEWS = {
     "gallery": ("Gallery of cells", "dark"),
     "gallery_light": ("Gallery of cells", "light"),
     "differential": ("Differential", "dark"),
+    "differential_light": ("Differential", "light"),
     "readers": ("Differential", "dark"),
 }
 REVIEW_SIZE = (1280, 800)
@@ -130,7 +131,7 @@ def take_review(name):
         _, front = viewer.window.add_plugin_dock_widget("napari-wbc", title)
         front.wbc.setText("6500")
         front.wbc.editingFinished.emit()
-        wait(1)
+        wait(60, until=lambda: front.film is not None)
         front.tabs.setCurrentIndex(int(name == "readers"))
     wait(3)
     shot = Image.fromarray(viewer.screenshot(canvas_only=False, flash=False)).convert("RGB")

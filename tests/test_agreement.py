@@ -92,7 +92,7 @@ def test_ranges_flags_and_absolute_counts():
 
 
 def test_ranges_of_ones_own(tmp_path):
-    text = SHIPPED.read_text("utf-8").replace("[40, 80]", "[50, 60]")
+    text = SHIPPED.read_text("utf-8").replace("[40, 63]", "[50, 60]")
     (tmp_path / "ours.toml").write_text(text, "utf-8")
     assert load_ranges(tmp_path / "ours.toml").percent["neutrophil"] == (50, 60)
     for bad in ("nonsense", "source='x'", "source='x'\n[ranges.a]\npercent=[2,1]", "source='x'\n[ranges.a]\npercent=3"):

@@ -61,27 +61,46 @@ def test_coco_is_what_pycocotools_reads(reviewed, tmp_path):
     assert [a["class_model"] for a in changed] == ["neutrophil", "neutrophil"]
 
 
-def test_qupath_finds_class_colour_and_measurements(reviewed, tmp_path):
-    """The form of qupath.readthedocs.io/en/stable/docs/advanced/exporting_annotations.html and its GeoJSON."""
+# What QuPath 0.4 and later writes, and reads, of a detection: PathObjectTypeAdapter and ROITypeAdapters in
+# qupath-core/src/main/java/qupath/lib/io, after docs/advanced/exporting_annotations of qupath-docs.
+FEATURE = {"type", "id", "geometry", "properties"}
+PROPERTIES = {"objectType", "name", "color", "classification", "isLocked", "measurements", "metadata", "childObjects"}
+OURS = {"cell"}
+
+
+def ring_is_closed(ring) -> bool:
+    """Whether a ring is one after RFC 7946, 3.1.6: four positions or more, the last is the first."""
+    return len(ring) >= 4 and ring[0] == ring[-1] and all(len(position) == 2 for position in ring)
+
+
+def test_geojson_has_the_form_that_qupath_documents(reviewed, tmp_path):
     call(reviewed, "-o", tmp_path / "x.geojson")
-    data = json.loads((tmp_path / "x.geojson").read_text("utf-8"))
+    data = json.loads((tmp_path / "x.geojson").read_text("utf-8"), parse_constant=pytest.fail)
     table = read_results(reviewed).cells.table
-    assert data["type"] == "FeatureCollection"
-    assert len(data["features"]) == len(table)
+    assert (data["type"], set(data)) == ("FeatureCollection", {"type", "features", "napari-wbc"})
+    assert len(data["features"]) == len(table) == len({feature["id"] for feature in data["features"]})
     for feature, row in zip(data["features"], table.to_dict("records"), strict=True):
-        assert feature["type"] == "Feature"
+        assert (feature["type"], set(feature)) == ("Feature", FEATURE)
         assert str(uuid.UUID(feature["id"])) == feature["id"]
-        (ring,) = feature["geometry"]["coordinates"]
-        assert feature["geometry"]["type"] == "Polygon"
-        assert ring[0] == ring[-1]
-        assert len(ring) > 8
-        own = feature["properties"]
+        own, shape = feature["properties"], feature["geometry"]
+        assert set(own) - OURS <= PROPERTIES
+        # Without it an object becomes an annotation; an older key, ``type``, would be taken for it.
         assert own["objectType"] == "detection"
+        assert isinstance(own["name"], str)
+        assert set(own["classification"]) == {"name", "color"}
         assert own["classification"]["name"] == row["class"]
         assert len(own["classification"]["color"]) == 3
-        assert all(isinstance(v, int) and 0 <= v <= 255 for v in own["classification"]["color"])
-        assert all(isinstance(v, int | float) for v in own["measurements"].values())
+        assert all(type(value) is int and 0 <= value <= 255 for value in own["classification"]["color"])
+        # Gson reads them as a map of text to Double: nothing else, and nothing missing.
+        assert all(type(value) in (int, float) and np.isfinite(value) for value in own["measurements"].values())
+        assert {"area", "probability", "p_neutrophil"} <= own["measurements"].keys()
         assert own["measurements"]["area"] == row["area"]
+        assert set(shape) == {"type", "coordinates"}
+        parts = {"Polygon": [shape["coordinates"]], "MultiPolygon": shape["coordinates"]}[shape["type"]]
+        assert all(ring_is_closed(ring) for part in parts for ring in part)
+        x, y = np.array([position for part in parts for ring in part for position in ring]).T
+        # (x, y) from the corner of the first pixel: the box of the outline is that of the cell.
+        assert [y.min(), x.min(), y.max(), x.max()] == [row[f"bbox-{k}"] for k in range(4)]
     assert {"monocyte", "smudge"} <= {f["properties"]["classification"]["name"] for f in data["features"]}
 
 

@@ -99,7 +99,7 @@ def test_it_says_what_the_results_say(case):
         "P 2",
         "S 1",
         "Clopper–Pearson",
-        "Dacie and Lewis",
+        "MedlinePlus",
         "6400",
         "cut.jpg",
     ):

@@ -21,10 +21,12 @@ from .count import differential
 from .counted import chosen, sampling_line, walk
 from .page import plain, render
 from .palette import colour
+from .platelets import Platelets, film_of, pooled
 from .record import now, versions
 from .reference import Ranges, load_ranges, with_ranges
 from .report_model import model_facts
 from .review_session import DEFAULTS
+from .slide import ImageError
 from .tables import harmless
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ __all__ = ["FORMAT", "SUFFIXES", "Asked", "Report", "make_report", "write_report
 
 FORMAT = "napari-wbc report"
 SUFFIXES = (".html", ".json", ".csv")
+MOST_PICTURES = 20
+"""On how many pictures of a run, taken evenly, platelets are counted."""
 _USE = "Research use only. Not a medical device, not for diagnosis."
 _WHY = {
     "improbable": "no class was probable enough",
@@ -160,6 +164,7 @@ def make_report(results: str | Path | Case, asked: Asked | None = None, *, image
         "wbc_per_ul": wbc,
         "differential": counts.to_dict("records"),
         "reference_source": ranges.source,
+        "platelets": found.to_dict() if (found := platelets(case)) else None,
         "review": review_of(counted),
         "pictures": _pictures(case),
         "skipped": skipped(case),
@@ -217,6 +222,21 @@ def write_report(
         with new_file(path) as fresh:
             fresh.write_text(text, encoding="utf-8", newline="")
     return report
+
+
+def platelets(case: Case) -> Platelets | None:
+    """Estimate the platelets, of a run on `MOST_PICTURES` of its pictures; None where none can be looked at."""
+    step = -(-len(case.pictures) // MOST_PICTURES)
+    found = []
+    for picture in case.pictures[::step]:
+        cells = picture.session.before if picture.session else picture.cells
+        try:
+            film = film_of(picture.slide, cells)
+        except (ImageError, OSError):  # the report says elsewhere that the picture is not found
+            continue
+        if film is not None:
+            found.append(film.count(picture.cells))
+    return pooled(found)
 
 
 def _settings(case: Case) -> Mapping[str, Any]:
@@ -346,6 +366,8 @@ def _rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
                     add(key, name, each)
             else:
                 add(section, key, value)
+    for key, value in (content["platelets"] or {}).items():
+        add("platelets", key, value)
     for row in content["differential"]:
         known = {key: value for key, value in row.items() if key not in ("class", "value")}
         rows.append({"section": "differential", "item": row["class"], "value": row["value"]} | known)

@@ -2,8 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .classifier import ModelCard
+
+
+def card_of(run: Mapping[str, Any], others: Iterable[Path] = ()) -> tuple[Path, ModelCard] | None:
+    """Find the model that a run used: the one of its check sum, whatever it is called here.
+
+    Parameters
+    ----------
+    run : mapping
+        ``run.json``; empty if there is none.
+    others : iterable of pathlib.Path
+        Cards beside those of `napari_wbc.models.available_models`.
+
+    Returns
+    -------
+    path, card
+        Its file and what it says; None if it is not installed, or the run does not say which it was.
+    """
+    from .classifier import ModelCard
+    from .models import available_models
+
+    used = run.get("model") or {}
+    installed = available_models()
+    named = [installed[name] for name in [str(used.get("name"))] if name in installed]
+    for path in dict.fromkeys([*named, *others, *installed.values()]) if used.get("sha256") else ():
+        try:
+            card = ModelCard.from_json(path.read_text(encoding="utf-8"))
+        except (ValueError, OSError):
+            continue
+        if card.sha256 == used["sha256"]:
+            return path, card
+    return None
 
 
 def model_facts(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -21,18 +56,12 @@ def model_facts(run: Mapping[str, Any]) -> dict[str, Any]:
         installed, ``description``, ``network``, ``classes``, ``licence``, ``data``, ``further_data`` and ``results``.
         Each result says in ``elsewhere`` whether its data are of another laboratory than those of the training.
     """
-    from .classifier import ModelCard
-    from .models import available_models
-
     used = run.get("model") or {}
     facts: dict[str, Any] = {"name": used.get("name"), "sha256": used.get("sha256"), "threshold": run.get("threshold")}
-    path = available_models().get(str(used.get("name")))
-    try:
-        card = ModelCard.from_json(path.read_text(encoding="utf-8")) if path else None
-    except (ValueError, OSError):
-        card = None
-    if card is None or card.sha256 != used.get("sha256"):
+    found = card_of(run)
+    if found is None:
         return facts
+    card = found[1]
     data = str(card.training.get("data", ""))
     further = card.training.get("further data", [])
     return facts | {

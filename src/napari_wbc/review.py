@@ -19,6 +19,7 @@ BEFORE_REVIEW = ("cells.before_review.csv", "cells.before_review.parquet")
 LOCK = ".review.lock"
 REVIEW_FILES = (DECISIONS, *BEFORE_REVIEW, LOCK)
 """What a review leaves in a folder of results."""
+_MAX_NAME = 80
 
 
 class CorrectedError(ExportError):
@@ -119,3 +120,19 @@ def _mark_in(path: Path) -> dict[str, Any]:
     except Exception as error:
         raise ExportError(f"{path}: damaged or cut short ({error})") from error
     return mark if isinstance(mark, dict) else {}
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a class or a reviewer without spaces around it.
+
+    Raises
+    ------
+    ValueError
+        If it is empty, too long, has control characters, or begins with a sign that spreadsheets take for a formula.
+    """
+    name = " ".join(name.split())
+    if not name or len(name) > _MAX_NAME or not name.isprintable() or not name[0].isalnum():
+        raise ValueError(
+            f"{name[:_MAX_NAME]!r} is no name: begin with a letter or a digit, and take at most {_MAX_NAME} signs"
+        )
+    return name

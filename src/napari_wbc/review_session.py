@@ -7,11 +7,8 @@ changed. It knows nothing of windows.
 from __future__ import annotations
 
 import hashlib
-import json
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,62 +16,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .atomic import ExportError, new_file
+from .atomic import ExportError
 from .cells import BESIDE_MODEL, UNIDENTIFIED, Cells
 from .counted import chosen, walk
-from .decisions import Change, Decided, DecisionError, Entry, Log, LogFile, read_log, replay
-from .export import RESULT_FILES, read_results, write_folder, write_results
+from .decisions import Change, Decided, DecisionError, Entry, read_log
+from .export import RESULT_FILES, write_folder, write_results
 from .geojson import Rings, outlines, rings_in
-from .review import BEFORE_REVIEW, DECISIONS, LOCK
+from .review import DECISIONS, checked_name
+from .review_files import Kept, ReadOnlyError, locked, log_file, read_kept, sha256_of, table_in
 
 if TYPE_CHECKING:
-    from filelock import BaseFileLock
-
     from .pipeline import Analysis
+
+__all__ = ["DEFAULTS", "Kept", "ReadOnlyError", "ReviewSession", "checked_name"]
 
 Labels = Sequence[int] | npt.NDArray[np.integer[Any]]
 Listener = Callable[[Change], None]
-_MAX_NAME = 80
 DEFAULTS: dict[str, Any] = {"target": None, "seed": 0, "wbc": None}
 """Settings of a review: white cells to count to (None: all), seed of their choice, white cells per µL."""
-
-
-class ReadOnlyError(ExportError):
-    """A decision cannot be kept; the message says why."""
-
-
-@dataclass(frozen=True)
-class Kept:
-    """A review as it was found.
-
-    Parameters
-    ----------
-    decided : Decided
-        The table with the decisions so far.
-    labels : (H, W) integer array, optional
-        The cells' ids in the picture; None for a whole slide.
-    image : pathlib.Path, optional
-        The picture, where it is known.
-    folder : pathlib.Path, optional
-        The folder of results.
-    log : LogFile, optional
-        Where decisions go.
-    lock : filelock.BaseFileLock, optional
-        What keeps others from deciding meanwhile.
-    entries : list of mappings
-        The decisions so far.
-    notes : list of str
-        What the user should know.
-    """
-
-    decided: Decided
-    labels: npt.NDArray[np.integer[Any]] | None = None
-    image: Path | None = None
-    folder: Path | None = None
-    log: LogFile | None = None
-    lock: BaseFileLock | None = None
-    entries: Sequence[Entry] = ()
-    notes: Sequence[str] = ()
 
 
 class ReviewSession:
@@ -98,10 +57,16 @@ class ReviewSession:
         self._decided, self._labels, self.image = kept.decided, kept.labels, kept.image
         self._log, self._lock, self._entries = kept.log, kept.lock, list(kept.entries)
         self.folder, self.notes, self.analysis = kept.folder, list(kept.notes), analysis
+        card = analysis.card if analysis is not None else None
+        self.run: Mapping[str, Any] = kept.run
+        """What ``run.json`` says of how the cells were found and classified; empty where nothing is known."""
+        if analysis is not None and card is not None:
+            self.run = {"model": {"name": card.name, "sha256": card.sha256}, "threshold": analysis.threshold}
         self.read_only = read_only
         """Why no decision can be taken; empty if one can."""
         self._listeners: list[Listener] = []
         self._order: tuple[int, npt.NDArray[np.intp]] | None = None
+        self._classes: tuple[Cells, tuple[str, ...]] | None = None
 
     @classmethod
     def open(cls, folder: str | Path) -> ReviewSession:
@@ -126,9 +91,9 @@ class ReviewSession:
         folder = Path(folder).absolute()
         if not folder.is_dir():
             raise ExportError(f"{folder}: no such folder; choose a folder of results")
-        lock, why = _locked(folder)
+        lock, why = locked(folder)
         try:
-            return cls(_read(folder, lock), read_only=why)
+            return cls(read_kept(folder, lock), read_only=why)
         except BaseException:
             if lock is not None:
                 lock.release()
@@ -155,8 +120,10 @@ class ReviewSession:
     def classes(self) -> tuple[str, ...]:
         """Classes to choose from: the model's, `BESIDE_MODEL`, and others that occur."""
         cells = self.cells
-        others = sorted(set(cells.table["class"]) - {""})
-        return tuple(dict.fromkeys([*cells.classes, *BESIDE_MODEL, *others]))
+        if self._classes is None or self._classes[0] is not cells:
+            others = sorted(set(cells.table["class"].unique()) - {""})
+            self._classes = (cells, tuple(dict.fromkeys([*cells.classes, *BESIDE_MODEL, *others])))
+        return self._classes[1]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -335,10 +302,10 @@ class ReviewSession:
         if self.analysis is None or self.folder is not None:
             raise ExportError("the review is kept in its folder already")
         path = write_results(self.analysis, folder, files=(*RESULT_FILES, "differential.csv"))
-        self._lock, why = _locked(path)
+        self._lock, why = locked(path)
         if why:
             raise ReadOnlyError(why)
-        self._log = _log_file(path, read_log(path / DECISIONS))
+        self._log = log_file(path, read_log(path / DECISIONS))
         for entry in self._entries:
             self._log.append({key: value for key, value in entry.items() if key != "n"})
         self.folder = path
@@ -368,7 +335,7 @@ class ReviewSession:
             )  # fmt: skip
             for path in fresh.iterdir():
                 path.replace(folder / path.name)
-        written = _sha256(_table_in(folder))
+        written = sha256_of(table_in(folder))
         if written != self._decided.settings.get("saved"):
             self.set(saved=written)  # so that a table that somebody edits later is known
 
@@ -409,65 +376,6 @@ class ReviewSession:
         self._listeners.clear()
 
 
-def _read(folder: Path, lock: BaseFileLock | None) -> Kept:
-    """Read a folder of results with the decisions in it; with a lock, more can be written."""
-    log = read_log(folder / DECISIONS)
-    before = next((folder / name for name in BEFORE_REVIEW if (folder / name).is_file()), None)
-    base = before if log.entries else None
-    results = read_results(folder, decided=False, table=base)
-    decided = replay(results.cells, log.entries, folder / DECISIONS)
-    notes = []
-    if log.torn:
-        notes.append("the last decision was cut short, by a crash or a full disk; it is lost")
-    if base is not None and _sha256(_table_in(folder)) not in (log.head.get("sha256"), decided.settings.get("saved")):
-        notes.append(f"{DECISIONS} and the tables beside it differ; the review goes by {DECISIONS}")
-    file = _log_file(folder, log) if lock is not None else None
-    return Kept(decided, results.labels, results.image, folder, file, lock, log.entries, notes)
-
-
-def _log_file(folder: Path, log: Log) -> LogFile:
-    table = _table_in(folder)
-    read = _sha256(table)
-
-    def prepare() -> Entry:
-        """Keep the table as it was before the first decision."""
-        if _sha256(table) != read:
-            raise ReadOnlyError(f"{folder}: the results were replaced since they were opened; open them again")
-        for name in BEFORE_REVIEW:
-            (folder / name).unlink(missing_ok=True)
-        with new_file(folder / f"cells.before_review{table.suffix}") as fresh:
-            shutil.copyfile(table, fresh)
-        return {"sha256": read} | ({"run": run} if (run := _run_of(folder)) else {})
-
-    return LogFile(folder / DECISIONS, log, prepare)
-
-
-def _run_of(folder: Path) -> dict[str, Any]:
-    """Return what ``run.json`` says of the results in a folder: a later run, that is refused here, replaces it."""
-    try:
-        run = json.loads((folder.parent / "run.json").read_text("utf-8"), parse_constant=lambda _: None)
-        inputs = [entry for entry in run["inputs"] if entry["result"] == folder.name]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
-    return {**run, "inputs": inputs} if inputs else {}
-
-
-def checked_name(name: str) -> str:
-    """Return the name of a class or a reviewer without spaces around it.
-
-    Raises
-    ------
-    ValueError
-        If it is empty, too long, has control characters, or begins with a sign that spreadsheets take for a formula.
-    """
-    name = " ".join(name.split())
-    if not name or len(name) > _MAX_NAME or not name.isprintable() or not name[0].isalnum():
-        raise ValueError(
-            f"{name[:_MAX_NAME]!r} is no name: begin with a letter or a digit, and take at most {_MAX_NAME} signs"
-        )
-    return name
-
-
 def _by(reviewer: str) -> dict[str, str]:
     at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return {"reviewer": checked_name(reviewer), "at": at}
@@ -486,28 +394,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
-
-
-def _table_in(folder: Path) -> Path:
-    return next(folder / name for name in ("cells.csv", "cells.parquet") if (folder / name).is_file())
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _locked(folder: Path) -> tuple[BaseFileLock | None, str]:
-    """Lock a folder; return the lock, or None and why the folder can only be read."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / LOCK, thread_local=False)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return None, f"{folder} is being reviewed in another window; here it can only be looked at"
-    except OSError as error:
-        return None, (
-            f"{folder} cannot be written ({error.strerror or error}), so that no decision could be kept: copy it to "
-            "where you may write, and open the copy"
-        )
-    return lock, ""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 from napari.utils.notifications import notification_manager
+from PIL import Image
 
 from napari_wbc.cells import measure
 from napari_wbc.count import differential
 from napari_wbc.export import write_folder
+from napari_wbc.record import FORMAT
 from napari_wbc.reference import SHIPPED, load_ranges, with_ranges
 
 CLASSES = ("neutrophil", "lymphocyte", "monocyte", "erythroblast")
@@ -85,10 +89,10 @@ def test_absolute_counts_ranges_and_flags(counts, tmp_path):
     table = counts.counts.set_index("class")
     n, of = table.loc["neutrophil", ["n", "of"]]
     assert table.loc["neutrophil", "per_ul"] == pytest.approx(12000 * n / of, abs=1)
-    assert shown(counts)["neutrophil"][3] == "40 – 80"
+    assert shown(counts)["neutrophil"][3] == "40 – 63"
     assert shown(counts)["neutrophil"][4].startswith(f"{table.loc['neutrophil', 'per_ul']:,.0f}")
     assert table.loc["erythroblast", "unit"] == "per 100 white cells"
-    text = SHIPPED.read_text("utf-8").replace("[40, 80]", "[1, 2]").replace("B. J. Bain", "Our laboratory")
+    text = SHIPPED.read_text("utf-8").replace("[40, 63]", "[1, 2]").replace("%: MedlinePlus", "Our laboratory")
     (tmp_path / "ours.toml").write_text(text, "utf-8")
     counts.use_ranges(tmp_path / "ours.toml")
     assert shown(counts)["neutrophil"][1].endswith("▲")
@@ -106,18 +110,19 @@ def test_absolute_counts_ranges_and_flags(counts, tmp_path):
 def test_two_readers(counts, results, tmp_path, qtbot):
     counts.tabs.setCurrentIndex(1)
     counts.compare_with(None)
-    assert "300 of 300 common cells have the same class (100.0 %); Cohen's κ = 1.00" in counts.kappa.text()
+    assert "300 of 300 common cells have the same class (100.0 %); Cohen's κ = 1.00" in counts.readers.kappa.text()
     some = counts.review.session.cells.table.query("`class` == 'neutrophil'")["label"].iloc[:60]
     counts.review.decide(some, "lymphocyte")
-    qtbot.waitUntil(lambda: "240 of 300" in counts.kappa.text(), timeout=5000)
-    assert counts.agreement.matrix.loc["lymphocyte", "neutrophil"] == 60
-    rows = {counts.share_table.item(k, 0).text(): k for k in range(counts.share_table.rowCount())}
-    assert counts.share_table.item(rows["neutrophil"], 5).text() == "no"
-    assert counts.share_table.item(rows["monocyte"], 5).text() == "yes"
+    qtbot.waitUntil(lambda: "240 of 300" in counts.readers.kappa.text(), timeout=5000)
+    assert not counts.results.isVisibleTo(counts.tabs)  # the other page lies behind, whatever is decided
+    assert counts.readers.agreement.matrix.loc["lymphocyte", "neutrophil"] == 60
+    rows = {counts.readers.shares.item(k, 0).text(): k for k in range(counts.readers.shares.rowCount())}
+    assert counts.readers.shares.item(rows["neutrophil"], 5).text() == "no"
+    assert counts.readers.shares.item(rows["monocyte"], 5).text() == "yes"
     other = write_folder(tmp_path / "other", counts.review.session.before, None, files=("cells.csv", "cells.parquet"))
     (other / "slide.json").write_text('{"slide": null}')
     counts.compare_with(other)
-    assert "240 of 300" in counts.kappa.text()
+    assert "240 of 300" in counts.readers.kappa.text()
     counts.compare_with(tmp_path)
     assert "no results" in notification_manager.records[-1].message
 
@@ -148,3 +153,34 @@ def test_without_cells_and_themes(viewer, dock, results):
     for theme in ("light", "dark"):
         viewer.theme = theme
     counts.grab()
+
+
+def test_all_pictures_of_a_run_are_counted_together_and_reviewed_one_after_the_other(viewer, dock, tmp_path, qtbot):
+    labels = np.kron(np.arange(1, 21, dtype=np.int32).reshape(4, 5), np.ones((8, 8), np.int32))
+    p = np.random.default_rng(2).dirichlet([3, 1, 0.5, 0.5], 20)
+    for name in ("a", "b"):
+        image = tmp_path / f"{name}.png"
+        Image.fromarray(np.full((*labels.shape, 3), 200, np.uint8)).save(image)
+        cells = measure(labels, slide=image.name).with_predictions(p, CLASSES, 0.0)
+        write_folder(tmp_path / "run" / name, cells, labels, picture=image)
+    inputs = [{"result": name, "slide": f"{name}.png", "state": "ok"} for name in ("a", "b")]
+    (tmp_path / "run/run.json").write_text(json.dumps({"format": FORMAT, "inputs": inputs}))
+    viewer.open(str(tmp_path / "run/a"), plugin="napari-wbc")
+    counts, gallery = dock(TITLE), dock(GALLERY)
+    qtbot.waitUntil(lambda: counts.review is not None and gallery.review is counts.review, timeout=20_000)
+    counts.review.decide([1, 2, 3], "basophil")
+    counts.tabs.setCurrentIndex(2)
+    qtbot.waitUntil(lambda: counts.run.case is not None, timeout=20_000)
+    rows = [[counts.run.pictures.item(k, c).text() for c in range(3)] for k in range(2)]
+    assert rows == [["a", "20", "3"], ["b", "20", "0"]]
+    assert counts.run.status.text() == "2 pictures, 3 of 40 cells reviewed."
+    assert counts.run.results.counts.set_index("class").loc["basophil", "n"] == 3
+    counts.run.pictures.cellDoubleClicked.emit(1, 0)
+    qtbot.waitUntil(lambda: counts.review.session.folder == tmp_path / "run/b", timeout=20_000)
+    assert gallery.review is counts.review
+    assert viewer.layers[-1].metadata["napari-wbc"]["folder"] == str(tmp_path / "run/b")
+    counts.review.decide([5], "basophil")
+    counts.go_to(str(tmp_path / "run/a"))  # it is open still
+    assert counts.review.session.folder == tmp_path / "run/a"
+    counts.tabs.setCurrentIndex(2)
+    qtbot.waitUntil(lambda: counts.run.status.text() == "2 pictures, 4 of 40 cells reviewed.", timeout=20_000)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 from napari.utils.notifications import notification_manager
+from PIL import Image
 from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt
 from qtpy.QtGui import QDropEvent
 
+from napari_wbc._widgets._thumbnails import SIDE_UM, cut_out
 from napari_wbc.cells import measure
+from napari_wbc.crop import CropSize, background_colour, crop_cells
 from napari_wbc.export import read_results, write_folder
+from napari_wbc.models import find_model, user_models
 from napari_wbc.review import DECISIONS
+from napari_wbc.slide import Slide
 from napari_wbc.tables import read_cells
 
 CLASSES = ("neutrophil", "lymphocyte", "monocyte", "erythroblast")
@@ -37,8 +43,6 @@ def picture(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def results(tmp_path):
-    from PIL import Image
-
     image, labels = picture(24)
     path = tmp_path / "smear.png"
     Image.fromarray(image).save(path)
@@ -219,34 +223,34 @@ def test_filters_and_sorts(gallery, viewer, qtbot):
     def shown():
         return set(view.labels.tolist())
 
-    gallery.show_box.setCurrentText("unidentified")
+    gallery.filters.show_box.setCurrentText("unidentified")
     assert shown() == set(table.index[table["class"] == "unidentified"])
-    gallery.show_box.setCurrentText("neutrophil")
+    gallery.filters.show_box.setCurrentText("neutrophil")
     assert shown() == set(table.index[table["class"] == "neutrophil"])
     assert [section.name for section in view.arrangement.sections] == ["neutrophil"]
-    gallery.show_box.setCurrentText("all cells")
-    gallery.range.setValue((0.5, 0.8))
+    gallery.filters.show_box.setCurrentText("all cells")
+    gallery.filters.range.setValue((0.5, 0.8))
     assert shown() == set(table.index[table["probability"].between(0.5, 0.8)])
-    gallery.range.setValue((0, 1))
+    gallery.filters.range.setValue((0, 1))
     for sort, key in (("probability", "probability"), ("size", "area")):
-        gallery.sort_box.setCurrentText(sort)
-        gallery.direction.setChecked(False)
+        gallery.filters.sort_box.setCurrentText(sort)
+        gallery.filters.direction.setChecked(False)
         for descending in (False, True):
-            gallery.direction.setChecked(descending)
+            gallery.filters.direction.setChecked(descending)
             for section in view.arrangement.sections:
                 values = table.loc[view.labels[section.start : section.stop], key].to_numpy()
                 assert (np.diff(values if not descending else values[::-1]) >= 0).all()
     gallery.review.accept([9])
     gallery.review.accept([2])
-    gallery.sort_box.setCurrentText("time of review")
-    gallery.direction.setChecked(True)
-    gallery.show_box.setCurrentText("not reviewed yet")
+    gallery.filters.sort_box.setCurrentText("time of review")
+    gallery.filters.direction.setChecked(True)
+    gallery.filters.show_box.setCurrentText("not reviewed yet")
     assert shown() == set(table.index) - {2, 9}
-    gallery.show_box.setCurrentText("all cells")
-    gallery.inside.setChecked(True)
-    assert not gallery.inside.isChecked()  # nothing is drawn
+    gallery.filters.show_box.setCurrentText("all cells")
+    gallery.filters.inside.setChecked(True)
+    assert not gallery.filters.inside.isChecked()  # nothing is drawn
     viewer.add_shapes([[0, 0], [0, 100], [100, 100], [100, 0]], shape_type="polygon")
-    gallery.inside.setChecked(True)
+    gallery.filters.inside.setChecked(True)
     inside = (table["centroid-0"] < 100) & (table["centroid-1"] < 100)
     assert shown() == set(table.index[inside])
 
@@ -300,6 +304,31 @@ def test_a_missed_cell_is_added_where_somebody_clicks(viewer, dock, press_run, s
     assert added.name > gone.name
     folder = gallery.review.session.keep(tmp_path / "kept")
     assert all_agree(gallery, folder)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_an_added_cell_is_judged_by_the_model_of_the_run(installed, viewer, dock, case, qtbot):
+    run, default = case / "r/run.json", find_model()
+    told, card = json.loads(run.read_text()), json.loads(default.read_text("utf-8"))
+    # The same network, but what is first for one is last for the other.
+    other = dict(zip(card["classes"], reversed(card["classes"]), strict=True))
+    told["model"] = {"name": "other", "sha256": card["sha256"] if installed else "0" * 64}
+    run.write_text(json.dumps(told))
+    if installed:
+        (user_models() / "other.json").write_text(json.dumps(card | {"classes": list(other.values())}), "utf-8")
+        shutil.copy(default.with_suffix(".safetensors"), user_models() / "other.safetensors")
+    viewer.open(str(case / "r/nine"), plugin="napari-wbc")
+    gallery = dock(TITLE)
+    table = table_of(gallery)
+    gone = table[table["class_model"] == "neutrophil"].iloc[0]
+    gallery.view.select({int(gone.name)})
+    gallery.remove()
+    gallery.review.add_at(np.array([[gone["centroid-0"], gone["centroid-1"]]]))
+    qtbot.waitUntil(lambda: len(gallery.review.session.cells) == len(table), timeout=120_000)
+    added = table_of(gallery).iloc[-1]
+    assert added["class_model"] == (other["neutrophil"] if installed else "")
+    warned = [str(record.message) for record in notification_manager.records]
+    assert any("the model other is not installed here" in text for text in warned) != installed
 
 
 @pytest.fixture
@@ -383,15 +412,15 @@ def test_keys_are_shown_bound_and_kept(gallery, dock, viewer, qtbot):
 def test_compare_shows_reference_cells_of_the_class(gallery):
     gallery.view.reach(int(gallery.view.labels[0]))
     gallery.compare_button.setChecked(True)
-    gallery.show_box.setCurrentText("monocyte")
+    gallery.filters.show_box.setCurrentText("monocyte")
     gallery.compare_button.setChecked(False)
     gallery.compare_button.setChecked(True)
-    assert gallery.reference_title.text().startswith("Reference: monocyte")
-    assert not gallery.reference_strip.pixmap().isNull()
-    gallery.show_box.setCurrentText("smudge")
+    assert gallery.reference.title.text().startswith("Reference: monocyte")
+    assert not gallery.reference.strip.pixmap().isNull()
+    gallery.filters.show_box.setCurrentText("smudge")
     gallery.compare_button.setChecked(False)
     gallery.compare_button.setChecked(True)
-    assert "no reference cells" in gallery.reference_title.text()
+    assert "no reference cells" in gallery.reference.title.text()
 
 
 def test_results_whose_picture_was_moved(viewer, dock, results, qtbot):
@@ -466,3 +495,27 @@ def test_a_quiz_over_reviewed_cells(gallery, results, viewer, qtbot):
     assert viewer.layers["cells labels"].visible
     assert gallery.review.session.cells == before
     assert len(view.labels) == 24
+
+
+def test_edges_of_many_tiny_points_are_not_smoothed(gallery, monkeypatch):
+    layer, camera = gallery.review.layer, gallery.viewer.camera
+    camera.zoom = 0.01
+    assert layer.antialiasing == 1  # 24 points
+    monkeypatch.setattr("napari_wbc._widgets._review.MANY", 10)
+    camera.zoom = 0.02
+    assert layer.antialiasing == 0
+    camera.zoom = 8.0
+    assert layer.antialiasing == 1
+
+
+@pytest.mark.parametrize("place", ["middle", "corner"])
+def test_a_thumbnail_is_the_square_around_its_cell_from_any_level(place, field):
+    image = np.asarray(Image.open(field).convert("RGB"))
+    centre = np.array(image.shape[:2]) * (0.4 if place == "middle" else 0.999)
+    paper = background_colour(image)
+    expected = crop_cells(image, centre[None], 0.1, CropSize(SIDE_UM, 60))[0].astype(int)
+    one = cut_out(Slide.from_array(image), centre, 0.1, 60, paper)
+    assert np.abs(one - expected).max() <= 3
+    half = image[:480, :640].reshape(240, 2, 320, 2, 3).mean(axis=(1, 3)).round().astype(np.uint8)
+    several = cut_out(Slide.from_levels([image[:480, :640], half]), centre, 0.1, 60, paper)
+    assert np.abs(several - expected).mean() < 2.5

@@ -21,7 +21,7 @@ from napari.utils.colormaps.standardize_color import transform_color
 from PIL import Image
 from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt, QTimer
 from qtpy.QtGui import QDragEnterEvent, QDragMoveEvent, QDropEvent
-from qtpy.QtWidgets import QApplication, QDialogButtonBox, QFileDialog
+from qtpy.QtWidgets import QApplication, QDialogButtonBox, QDockWidget, QFileDialog
 from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -99,10 +99,19 @@ class Case:
 
     def __init__(self, viewer, folder: Path, qtbot) -> None:
         self.viewer, self.folder, self.qtbot = viewer, folder, qtbot
+        window = viewer.window._qt_window
+        window.resize(1500, 950)
+        with qtbot.waitExposed(window):
+            window.show()
         viewer.open(str(folder), plugin="napari-wbc")
         open_dock = viewer.window.add_plugin_dock_widget
         self.gallery = open_dock("napari-wbc", "Gallery of cells")[1]
         self.counts = open_dock("napari-wbc", "Differential")[1]
+        # Side by side, as a user drags them: what is behind another tab is not drawn.
+        place = next(dock for dock in window.findChildren(QDockWidget) if dock.isAncestorOf(self.counts))
+        window.addDockWidget(Qt.DockWidgetArea.LeftDockWidgetArea, place)
+        place.show()
+        qtbot.waitUntil(lambda: self.gallery.view.isVisible() and self.counts.results.isVisible(), timeout=20_000)
         assert self.gallery.review is self.counts.review
         self.view, self.review = self.gallery.view, self.gallery.review
         self.view.resize(420, 900)
@@ -178,7 +187,7 @@ class Case:
         agree(self)
 
     def show(self, what: str) -> None:
-        self.gallery.show_box.setCurrentText(what)
+        self.gallery.filters.show_box.setCurrentText(what)
 
 
 def agree(case: Case) -> None:
@@ -225,7 +234,7 @@ def gallery_agrees(case: Case, table) -> None:
         assert set(names) <= {section.name}
         shown = f"{len(names)} of {n[section.name]}" if len(names) != n[section.name] else f"{len(names)}"
         assert view._title(section) == f"{section.name}  {shown}"
-    session, shown = case.review.session, case.gallery.show_box.currentText()
+    session, shown = case.review.session, case.gallery.filters.show_box.currentText()
     kept = {
         "all cells": table.index == table.index, "not reviewed yet": ~session.reviewed, "of the count": session.counted,
     }.get(shown, table["class"] == shown)  # fmt: skip

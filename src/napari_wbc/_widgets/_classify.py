@@ -123,10 +123,7 @@ class ClassifyWidget(Dock):
             raise ValueError(f"the threshold is {threshold:g}, but must be between 0 and 1")
 
         def work() -> Generator[Progress, None, Analysis]:
-            # Imports that take a second belong here, not on the GUI thread.
-            import matplotlib.backends.backend_qtagg
-            import matplotlib.figure  # noqa: F401
-
+            # An import that takes a second belongs here, not on the GUI thread.
             from napari_wbc.pipeline import Progress, analyse
 
             yield Progress("reading the picture")

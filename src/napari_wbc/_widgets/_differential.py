@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from napari.utils.notifications import show_info, show_warning
 from qtpy.QtCore import QTimer
-from qtpy.QtGui import QColor, QDoubleValidator
+from qtpy.QtGui import QDoubleValidator
 from qtpy.QtWidgets import (
     QComboBox,
     QFileDialog,
@@ -19,29 +18,34 @@ from qtpy.QtWidgets import (
     QPushButton,
     QSpinBox,
     QTabWidget,
-    QVBoxLayout,
-    QWidget,
 )
 
-from napari_wbc.agreement import Agreement, by_model, compare
 from napari_wbc.cells import UNIDENTIFIED
 from napari_wbc.count import differential
 from napari_wbc.counted import TARGETS, sampling_line
 from napari_wbc.reference import load_ranges, with_ranges
 
+from ._differential_readers import ReadersTab
+from ._differential_run import RunTab, run_folder
 from ._dock import EXPECTED
-from ._results import LIMITS_NOTE, Results, fill_table, plain_table
+from ._layers import CELLS
+from ._looking import Looking
+from ._models import BROWSE
+from ._results import LIMITS_NOTE, Results
 from ._review_dock import NEEDS_CELLS, ReviewDock
+from ._source import KEY
 
 if TYPE_CHECKING:
     import pandas as pd
+    from napari.layers import Layer
     from napari.viewer import Viewer
 
     from napari_wbc.cells import Cells
+    from napari_wbc.platelets import Film
 
 _SOON_MS = 30
 _PRELIMINARY = "Preliminary: "
-THE_MODEL, BROWSE, SHIPPED = "the model", "Browse…", "of adults (shipped)"
+SHIPPED = "of adults (shipped)"
 
 
 class DifferentialWidget(ReviewDock):
@@ -58,9 +62,10 @@ class DifferentialWidget(ReviewDock):
         # So that names of classes stand beside all columns.
         self.setMinimumWidth(480)
         self.ranges = load_ranges()
-        self.agreement: Agreement | None = None
         self.counts: pd.DataFrame | None = None
         self._counted: Cells | None = None
+        self.film: Film | None = None
+        self._looking: Looking | None = None
         self._stale = False
         # A burst of decisions is counted once.
         self._soon = QTimer(self)
@@ -74,7 +79,12 @@ class DifferentialWidget(ReviewDock):
         self.tabs = QTabWidget()
         self.results = Results(napari_viewer.theme)
         self.tabs.addTab(self.results, "Count")
-        self.tabs.addTab(self._readers(), "Two readers")
+        self.readers = ReadersTab()
+        self.readers.chosen.connect(self.recount)
+        self.tabs.addTab(self.readers, "Two readers")
+        self.run = RunTab(napari_viewer.theme)
+        self.run.chosen.connect(self.go_to)
+        self.tabs.addTab(self.run, "All pictures")
         self.tabs.currentChanged.connect(lambda _: self.recount())
         self.body.addWidget(self.tabs, 1)
         self.sign_button = QPushButton("Sign")
@@ -122,27 +132,6 @@ class DifferentialWidget(ReviewDock):
         self.wbc.editingFinished.connect(self._on_wbc)
         self.range_box.activated.connect(self._on_ranges)
 
-    def _readers(self) -> QWidget:
-        page = QWidget()
-        column = QVBoxLayout(page)
-        self.other = QComboBox()
-        self.other.addItem(THE_MODEL, None)
-        self.other.addItem(BROWSE, BROWSE)
-        self.other.setToolTip("The other reader: the model, or the results of another review or run of this picture")
-        self.other.activated.connect(self._on_other)
-        row = QHBoxLayout()
-        row.addWidget(QLabel("Compare with"))
-        row.addWidget(self.other, 1)
-        column.addLayout(row)
-        self.kappa = QLabel()
-        self.kappa.setWordWrap(True)
-        column.addWidget(self.kappa)
-        self.share_table, self.matrix_table = plain_table(), plain_table()
-        column.addWidget(self.share_table)
-        column.addWidget(QLabel("Cells by class: rows as here, columns as the other reader says"))
-        column.addWidget(self.matrix_table, 1)
-        return page
-
     # ---- what is shown
 
     def show_review(self) -> None:
@@ -150,7 +139,35 @@ class DifferentialWidget(ReviewDock):
         there = self.review is not None
         for part in (self.target, self.seed, self.wbc, self.sign_button, self.report_button, self.tabs):
             part.setEnabled(there)
+        self.film = None
+        self._look_for_platelets()
+        self.tabs.setTabVisible(2, self.review is not None and run_folder(self.review.session.folder) is not None)
         self.recount()
+
+    def _look_for_platelets(self) -> None:
+        """Look for them in a thread: the estimate comes in when it is there."""
+        self.leave()
+        review = self.review
+        try:
+            slide = review.slide if review is not None else None
+        except (*EXPECTED, OSError):
+            return  # the gallery says what is wrong with the picture
+        if review is None or slide is None:
+            return
+
+        self._looking = Looking(slide, review.session.before)
+        self._looking.seen.connect(self._on_seen)
+
+    def _on_seen(self, film: Film) -> None:
+        self.film = film
+        self._soon.start()
+        self._stale = True
+
+    def leave(self) -> None:
+        """Stop looking for platelets."""
+        if self._looking is not None:
+            self._looking.close()
+            self._looking = None
 
     def show_change(self, _: Any) -> None:
         """Count again: at once, or after a burst of decisions."""
@@ -161,11 +178,16 @@ class DifferentialWidget(ReviewDock):
     def show_theme(self) -> None:
         """Take the colours of napari's theme."""
         self.results.set_theme(self.viewer.theme)
+        self.run.results.set_theme(self.viewer.theme)
 
     def _recount_again(self) -> None:
         """Count again where anything changed since."""
-        if self.review is None or self._counted is not self.review.session.cells or self._stale:
+        if self.review is None or self._counted is not self.review.session.cells or (self._stale and self._is_seen()):
             self.recount()
+
+    def _is_seen(self) -> bool:
+        """Whether the dock is not behind another tab; in a window that is not shown nothing is behind another."""
+        return not self.window().isVisible() or not self.visibleRegion().isEmpty()
 
     def recount(self) -> None:
         """Count the cells of the target, and show everything that depends on it."""
@@ -182,7 +204,7 @@ class DifferentialWidget(ReviewDock):
         cells = session.cells.where(counted)
         self._counted, self._stale = session.cells, False
         self.counts = with_ranges(differential(cells), self.ranges, settings["wbc"])
-        if self.window().isVisible() and self.visibleRegion().isEmpty():
+        if not self._is_seen():
             self._stale = True
             return  # behind another tab: drawn when it comes to the front
         self._show_settings(settings)
@@ -192,13 +214,19 @@ class DifferentialWidget(ReviewDock):
         self.progress.setValue(done)
         self.progress.setUpdatesEnabled(True)
         line = sampling_line(settings["target"], settings["seed"])
-        self.results.show()
-        self.results.show_counts(
-            self.counts, line, [LIMITS_NOTE, f"Ranges: {self.ranges.source}.", "Research use only."]
-        )
+        if self.tabs.currentIndex() == 0:  # else it would lie over the page in front
+            self.results.show()
+        notes = [LIMITS_NOTE, f"Ranges: {self.ranges.source}.", "Research use only."]
+        if self.film is not None:
+            platelets = self.film.count(session.cells)
+            notes.insert(0, platelets.line)
+            line += f"\nPlatelets: about {round(platelets.per_ul, -3):,.0f} per µL, an estimate (see below)."
+        self.results.show_counts(self.counts, line, notes)
         self._say_state(cells, done)
         if self.tabs.currentIndex() == 1:
-            self._compare()
+            self.readers.show_review(self.review)
+        if self.tabs.currentIndex() == 2 and (folder := run_folder(session.folder)) is not None:
+            self.run.show_run(folder, self.ranges)
 
     def paintEvent(self, event: Any) -> None:  # noqa: N802
         """Show what changed behind other tabs."""
@@ -290,59 +318,23 @@ class DifferentialWidget(ReviewDock):
             if not self.review.session.is_final:
                 show_info("Signed; it stays preliminary while counted cells are unidentified.")
 
-    def _on_other(self, index: int) -> None:
-        if self.other.itemData(index) == BROWSE:
-            folder = QFileDialog.getExistingDirectory(self, "Results of the other reader")
-            if folder:
-                self.compare_with(folder)
-                return
-            self.other.setCurrentIndex(0)
-        self._compare()
+    def go_to(self, folder: str) -> None:
+        """Review another picture of the run in all docks; it is opened unless it is open already, and lies on top."""
+
+        def own() -> list[Layer]:
+            return [layer for layer in self.viewer.layers if layer.metadata.get(KEY, {}).get("folder") == folder]
+
+        if not own():
+            self.open_results(folder)
+        cells = [layer for layer in own() if layer.metadata[KEY].get("role") == CELLS]
+        if cells:
+            self.viewer.layers.selection.active = cells[0]
+            image = self.review.image if self.review is not None else None
+            layers = [*([] if image is None else [image]), *own()]
+            self.viewer.layers.move_multiple([self.viewer.layers.index(layer) for layer in layers], -1)
+            self.tabs.setCurrentIndex(0)
 
     def compare_with(self, folder: str | Path | None) -> None:
         """Compare with the results in a folder; None for the model."""
-        if folder is not None and self.other.findData(str(folder)) < 0:
-            self.other.insertItem(1, Path(folder).name, str(folder))
-        self.other.setCurrentIndex(0 if folder is None else self.other.findData(str(folder)))
+        self.readers.choose(folder)
         self.tabs.setCurrentIndex(1)
-        self._compare()
-
-    def _compare(self) -> None:
-        if self.review is None:
-            return
-        cells, folder = self.review.session.cells, self.other.currentData()
-        try:
-            if folder is None:
-                other, name = by_model(self.review.session.before), THE_MODEL
-            else:
-                from napari_wbc.export import read_results
-
-                other, name = read_results(folder).cells, Path(folder).name
-        except (*EXPECTED, OSError) as error:
-            show_warning(str(error))
-            self.other.setCurrentIndex(0)
-            return
-        self.agreement = compare(cells, other, (self.review.reviewer, name))
-        self._show_agreement(self.agreement)
-
-    def _show_agreement(self, found: Agreement) -> None:
-        kappa = f"Cohen's κ = {found.kappa:.2f}" if np.isfinite(found.kappa) else "κ is not defined"
-        share = f" ({100 * found.same / found.common:.1f} %)" if found.common else ""
-        self.kappa.setText(f"{found.same:,} of {found.common:,} common cells have the same class{share}; {kappa}.")
-        shares = [
-            (row["class"], f"{row['share_1']:.1f} %", f"{row['share_2']:.1f} %", f"{row['difference']:+.1f}",
-             f"{row['low']:.1f} … {row['high']:+.1f}", "yes" if row["within"] else "no")
-            for row in found.shares.to_dict("records") if row["n_1"] or row["n_2"]
-        ]  # fmt: skip
-        fill_table(self.share_table, ["Class", "here", "other", "difference", "by chance", "within"], shares)
-        kept = found.matrix.to_numpy().sum(axis=0) + found.matrix.to_numpy().sum(axis=1) > 0
-        matrix = found.matrix.loc[kept, kept]
-        short = [name if len(name) < 12 else name[:10] + "…" for name in matrix.columns]
-        named = zip(matrix.index, matrix.to_numpy(), strict=True)
-        fill_table(
-            self.matrix_table, ["", *short], [[name, *(str(n) if n else "" for n in row)] for name, row in named]
-        )
-        for k in range(len(matrix)):
-            item = self.matrix_table.item(k, k + 1)
-            if item is not None:
-                item.setBackground(QColor(0, 158, 115, 70))

@@ -6,40 +6,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.layers import Shapes
 from napari.utils.notifications import show_warning
 from napari.utils.theme import get_theme
-from qtpy.QtCore import QPoint, QSize, Qt
-from qtpy.QtGui import QCursor, QKeySequence, QPainter, QPixmap
+from qtpy.QtCore import QPoint, Qt
+from qtpy.QtGui import QCursor, QKeySequence
 from qtpy.QtWidgets import (
-    QCheckBox,
-    QComboBox,
     QFileDialog,
     QHBoxLayout,
-    QInputDialog,
     QLabel,
     QMenu,
     QPushButton,
     QShortcut,
     QSlider,
-    QToolButton,
-    QVBoxLayout,
-    QWidget,
 )
-from superqt import QLabeledDoubleRangeSlider
 
 from napari_wbc.cells import UNIDENTIFIED, Cells
 from napari_wbc.quiz import Quiz
-from napari_wbc.reference_cells import SOURCE, reference_cells
 
 from ._dock import EXPECTED
+from ._gallery_compare import Reference
+from ._gallery_filters import Filters
 from ._gallery_keys import load_keys, save_key
-from ._gallery_order import COUNTED, NO_CLASS, SHOWS, SORTS, Arrangement, Section, Shown, arrange, letters
+from ._gallery_menu import class_menu
+from ._gallery_order import COUNTED, NO_CLASS, Arrangement, Section, arrange, letters
+from ._gallery_paint import Colours
 from ._gallery_score import Score
 from ._gallery_view import LARGEST, SMALLEST, GalleryView
 from ._review_dock import NEEDS_CELLS, ReviewDock
-from ._source import KEY, drawn_regions
-from ._thumbnails import Thumbnails, to_image
+from ._source import KEY
+from ._thumbnails import Thumbnails
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -68,12 +63,14 @@ class GalleryWidget(ReviewDock):
         self.quiz: Quiz | None = None
         self.score: Score | None = None
         self._hidden: list[Any] = []
-        self._add_filters()
+        self.filters = Filters(self.form)
+        self.filters.changed.connect(self.arrange)
         self.picture_button = QPushButton("Find picture…")
         self.picture_button.setToolTip("The picture is not where it was when the results were written")
         self.picture_button.clicked.connect(lambda: self.find_picture())
         self.body.addWidget(self.picture_button)
-        self._add_reference()
+        self.reference = Reference()
+        self.body.addWidget(self.reference)
         self.view = GalleryView()
         self.view.selection_changed.connect(self._on_selected)
         self.view.opened.connect(self._on_opened)
@@ -95,50 +92,6 @@ class GalleryWidget(ReviewDock):
         self.adopt()
 
     # ---- building
-
-    def _add_filters(self) -> None:
-        self.show_box, self.sort_box = QComboBox(), QComboBox()
-        self.show_box.setToolTip("Which cells are shown")
-        self.sort_box.addItems(SORTS)
-        self.sort_box.setToolTip("How the cells of a class are sorted")
-        self.direction = QToolButton()
-        self.direction.setCheckable(True)
-        self.direction.setText("↑")
-        self.direction.setToolTip("Smallest first (↑) or largest first (↓)")
-        self.range = QLabeledDoubleRangeSlider(Qt.Orientation.Horizontal)
-        self.range.setRange(0, 1)
-        self.range.setValue((0.0, 1.0))
-        self.range.setDecimals(2)
-        self.range.setToolTip("Only cells whose likeliest class is as probable as this")
-        self.inside = QCheckBox("in drawn shapes")
-        self.inside.setToolTip("Only cells inside the shapes of the chosen shapes layer")
-        row = QHBoxLayout()
-        row.addWidget(self.show_box, 1)
-        row.addWidget(self.inside)
-        self.form.addRow("Show", row)
-        row = QHBoxLayout()
-        row.addWidget(self.sort_box, 1)
-        row.addWidget(self.direction)
-        self.form.addRow("Sort by", row)
-        self.form.addRow("Probability", self.range)
-        self.show_box.currentIndexChanged.connect(lambda _: self.arrange())
-        self.sort_box.currentIndexChanged.connect(lambda _: self.arrange())
-        self.range.valueChanged.connect(lambda _: self.arrange())
-        self.inside.toggled.connect(lambda _: self.arrange())
-        self.direction.toggled.connect(self._on_direction)
-
-    def _add_reference(self) -> None:
-        self.reference = QWidget()
-        column = QVBoxLayout(self.reference)
-        column.setContentsMargins(0, 0, 0, 0)
-        column.setSpacing(2)
-        self.reference_title, self.reference_strip = QLabel(), QLabel()
-        self.reference_title.setToolTip(SOURCE)
-        self.reference_strip.setToolTip(SOURCE)
-        column.addWidget(self.reference_title)
-        column.addWidget(self.reference_strip)
-        self.reference.hide()
-        self.body.addWidget(self.reference)
 
     def _add_buttons(self) -> None:
         self.undo_button, self.redo_button = QPushButton("Undo"), QPushButton("Redo")
@@ -207,7 +160,7 @@ class GalleryWidget(ReviewDock):
         """Show what a decision changed."""
         if change.structure and self.thumbnails is not None and len(change.labels) > len(self.view.labels):
             self.thumbnails.forget()
-        if len(change.labels) or self.show_box.currentText() == COUNTED:
+        if len(change.labels) or self.filters.show == COUNTED:
             self.arrange()
         self._say_state()
 
@@ -215,37 +168,19 @@ class GalleryWidget(ReviewDock):
         """Take the colours of napari's theme."""
         theme = get_theme(self.viewer.theme)
         names = ("text", "background", "foreground", "current")
-        self.view.set_colours(*(getattr(theme, name).as_hex() for name in names))
-
-    def shown(self) -> Shown:
-        """Return what the controls say; raises ImageError where nothing is drawn."""
-        low, high = (round(value, 2) for value in self.range.value())
-        return Shown(
-            self.show_box.currentText(), low, high, self._within(), self.sort_box.currentText(),
-            self.direction.isChecked(),
-        )  # fmt: skip
-
-    def _within(self) -> list[Any] | None:
-        image = self.review.image if self.review is not None else None
-        if not self.inside.isChecked() or image is None:
-            return None
-        drawn = [layer for layer in self.viewer.layers if isinstance(layer, Shapes) and KEY not in layer.metadata]
-        if not drawn:
-            raise ValueError("nothing is drawn; add a shapes layer and draw on the picture")
-        active = self.viewer.layers.selection.active
-        return drawn_regions(active if active in drawn else drawn[-1], image)
+        self.view.set_colours(Colours(*(getattr(theme, name).as_hex() for name in names)))
 
     def arrange(self) -> None:
         """Group, sort and show the cells as the controls say."""
-        self._offer_classes()
+        self.filters.offer(self.review.session.classes if self.review is not None else ())
         if self.review is None:
             self.view.show_cells(Cells.empty(), Arrangement(), {})
             self._say_state()
             return
         try:
-            shown = self.shown()
+            shown = self.filters.shown(self.viewer, self.review.image)
         except (*EXPECTED, OSError) as error:
-            self.inside.setChecked(False)
+            self.filters.inside.setChecked(False)
             show_warning(str(error))
             return
         session = self.review.session
@@ -256,18 +191,6 @@ class GalleryWidget(ReviewDock):
             arrangement = Arrangement(rows, (Section("", 0, len(rows), len(rows)),))
         self.view.show_cells(session.cells, arrangement, self._letters)
         self._say_state()
-
-    def _offer_classes(self) -> None:
-        classes = self.review.session.classes if self.review is not None else ()
-        wanted = [*SHOWS, *(name for name in classes if name not in SHOWS)]
-        if wanted == [self.show_box.itemText(k) for k in range(self.show_box.count())]:
-            return
-        before = self.show_box.currentText()
-        self.show_box.blockSignals(True)
-        self.show_box.clear()
-        self.show_box.addItems(wanted)
-        self.show_box.setCurrentText(before if before in wanted else wanted[0])
-        self.show_box.blockSignals(False)
 
     def _say_state(self) -> None:
         if self.review is None:
@@ -434,33 +357,12 @@ class GalleryWidget(ReviewDock):
 
     def menu(self) -> QMenu:
         """Return the context menu."""
-        menu = QMenu(self)
-        several = bool(self.view.selected)
-        for name in self.review.session.classes if self.review is not None else ():
-            letter = self._letters.get(name, "")
-            action = menu.addAction(f"{name}\t{letter.upper()}", lambda name=name: self.decide(name))
-            action.setEnabled(several)
-        menu.addAction("another class…", self._on_another).setEnabled(several)
+        classes = self.review.session.classes if self.review is not None else ()
+        menu = class_menu(self, classes, self._letters, self.decide, self.set_key, some=bool(self.view.selected))
         menu.addSeparator()
-        menu.addAction("Accept\tSpace", self.accept).setEnabled(several)
-        menu.addAction("Remove from the table\tDel", self.remove).setEnabled(several)
-        menu.addSeparator()
-        menu.addAction("Change the key of a class…", self._on_key)
+        menu.addAction("Accept\tSpace", self.accept).setEnabled(bool(self.view.selected))
+        menu.addAction("Remove from the table\tDel", self.remove).setEnabled(bool(self.view.selected))
         return menu
-
-    def _on_another(self) -> None:
-        name, ok = QInputDialog.getText(self, "Another class", "Name of the class; it counts as a white cell")
-        if ok and name.strip():
-            self.decide(name)
-
-    def _on_key(self) -> None:
-        if self.review is None:
-            return
-        name, ok = QInputDialog.getItem(self, "Key of a class", "Class", list(self.review.session.classes), 0, False)
-        if ok:
-            letter, ok = QInputDialog.getText(self, "Key of a class", f"Letter for {name}")
-            if ok:
-                self.set_key(name, letter)
 
     def set_key(self, name: str, letter: str) -> None:
         """Bind a letter to a class, now and later."""
@@ -468,10 +370,6 @@ class GalleryWidget(ReviewDock):
             self._keys = save_key(name, letter)
         except (ValueError, OSError) as error:
             show_warning(str(error))
-        self.arrange()
-
-    def _on_direction(self, descending: bool) -> None:
-        self.direction.setText("↓" if descending else "↑")
         self.arrange()
 
     def _on_size(self, side: int) -> None:
@@ -499,26 +397,10 @@ class GalleryWidget(ReviewDock):
         if not self.compare_button.isChecked() or self.review is None:
             return
         rows = self.review.rows_of([self.view.current] if self.view.current is not None else [])
-        shown = self.show_box.currentText()
+        shown = self.filters.show
         name = self.review.session.cells.table["class"].iloc[rows[0]] if len(rows) else ""
         name = shown if shown in self.review.session.classes else name or NO_CLASS
-        crops = reference_cells(name)
-        side, width = self.view.side, max(self.view.viewport().width(), 1)
-        if not len(crops):
-            self.reference_title.setText(f"There are no reference cells of «{name}».")
-            self.reference_strip.clear()
-            return
-        self.reference_title.setText(f"Reference: {name}, same scale (CC BY 4.0)")
-        n = min(len(crops), max(1, width // (side + 4)))
-        strip = QPixmap(QSize(n * (side + 4), side))
-        strip.fill(Qt.GlobalColor.transparent)
-        painter = QPainter(strip)
-        painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform)
-        for k in range(n):
-            painter.drawImage(strip.rect().adjusted(k * (side + 4), 0, (k - n + 1) * (side + 4) - 4, 0),
-                              to_image(crops[k]))  # fmt: skip
-        painter.end()
-        self.reference_strip.setPixmap(strip)
+        self.reference.show_class(name, self.view.side, self.view.viewport().width())
 
     def find_picture(self, path: str | Path | None = None) -> None:
         """Take the picture from where it was moved to; asks for it if none is given."""

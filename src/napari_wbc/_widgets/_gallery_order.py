@@ -182,6 +182,11 @@ class Grid:
             top += heading + -(-len(section) // self.columns) * cell
         self.height = top
 
+    @property
+    def spans(self) -> list[tuple[Section, int, int]]:
+        """Each section with where it begins and ends."""
+        return list(zip(self.sections, self.tops, [*self.tops[1:], self.height], strict=True)) if self.tops else []
+
     def box(self, place: int) -> tuple[int, int, int]:
         """Return left, top and side of the cell at a place of the order."""
         k = next(k for k, section in enumerate(self.sections) if section.start <= place < section.stop)

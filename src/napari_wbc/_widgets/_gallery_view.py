@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from qtpy.QtCore import QMimeData, QPoint, QRect, QRectF, QSize, Qt, QTimer, Signal
-from qtpy.QtGui import QColor, QDrag, QFont, QPainter, QPen, QPixmap
+from qtpy.QtCore import QMimeData, QPoint, QRect, QSize, Qt, QTimer, Signal
+from qtpy.QtGui import QDrag, QPainter, QPen, QPixmap
 from qtpy.QtWidgets import QAbstractScrollArea, QApplication, QWidget
 
 from napari_wbc.cells import Cells
-from napari_wbc.palette import colour
 
 from ._gallery_order import NO_CLASS, Arrangement, Grid, Section
+from ._gallery_paint import HEADING, Colours, draw_cell, draw_heading
 from ._thumbnails import Thumbnails
 
 if TYPE_CHECKING:
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 MIME = "application/x-napari-wbc-cells"
 SMALLEST, LARGEST = 40, 192
-_GAP, _HEADING = 6, 30
+_GAP = 6
+_SOON_MS = 15
 _STEPS = {
     Qt.Key.Key_Left: (-1, 0), Qt.Key.Key_Right: (1, 0), Qt.Key.Key_Up: (0, -1), Qt.Key.Key_Down: (0, 1),
 }  # fmt: skip
@@ -56,12 +57,12 @@ class GalleryView(QAbstractScrollArea):
         """Labels."""
         self._labels: npt.NDArray[np.int64] = np.empty(0, np.int64)
         self._decided: npt.NDArray[Any] = np.empty(0, bool)
-        self._grid = Grid((), 1, 1, _HEADING)
+        self._grid = Grid((), 1, 1, HEADING)
         self._anchor: int | None = None
         self._press: QPoint | None = None
         self._band: QRect | None = None
         self._target: str | None = None
-        self._ink, self._paper, self._faint, self._mark = (QColor(c) for c in ("#eee", "#222", "#555", "#4af"))
+        self.colours = Colours("#eee", "#222", "#555", "#4af")
         self.setFocusPolicy(Qt.FocusPolicy.StrongFocus)
         self.setAcceptDrops(True)
         self.viewport().setAcceptDrops(True)
@@ -69,11 +70,12 @@ class GalleryView(QAbstractScrollArea):
         self.setVerticalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOn)
         self.setMinimumHeight(160)
         self.verticalScrollBar().valueChanged.connect(lambda _: self.viewport().update())
-        # Pictures are asked for when scrolling rests: those that fly past need not be decoded.
-        self._rest = QTimer(self)
-        self._rest.setSingleShot(True)
-        self._rest.setInterval(15)
-        self._rest.timeout.connect(self._want)
+        # Pictures are asked for a few times a second while it scrolls: those that flew past need not be decoded.
+        self._soon = QTimer(self)
+        self._soon.setSingleShot(True)
+        self._soon.setInterval(_SOON_MS)
+        self._soon.timeout.connect(self._want)
+        self._last_top = 0
 
     def sizeHint(self) -> QSize:  # noqa: N802
         """Room for a few rows."""
@@ -98,9 +100,9 @@ class GalleryView(QAbstractScrollArea):
             thumbnails.ready.connect(self.viewport().update)
         self.viewport().update()
 
-    def set_colours(self, ink: str, paper: str, faint: str, mark: str) -> None:
+    def set_colours(self, colours: Colours) -> None:
         """Take the colours of napari's theme."""
-        self._ink, self._paper, self._faint, self._mark = (QColor(c) for c in (ink, paper, faint, mark))
+        self.colours = colours
         self.viewport().update()
 
     def set_side(self, side: int) -> None:
@@ -108,13 +110,13 @@ class GalleryView(QAbstractScrollArea):
         side = int(np.clip(side, SMALLEST, LARGEST))
         if side == self.side:
             return
-        middle = self._first_seen()
+        seen = self._seen()
         self.side = side
         if self.thumbnails is not None:
             self.thumbnails.set_pixels(self._pixels())
         self._layout()
-        if middle is not None:
-            self.verticalScrollBar().setValue(self._grid.box(middle)[1])
+        if seen:
+            self.verticalScrollBar().setValue(self._grid.box(seen[0])[1])
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -135,7 +137,7 @@ class GalleryView(QAbstractScrollArea):
         """Return where the heading of a class is in the viewport."""
         for section, top in zip(self._grid.sections, self._grid.tops, strict=True):
             if section.name == name:
-                return QRect(0, top - self.verticalScrollBar().value(), self.viewport().width(), _HEADING)
+                return QRect(0, top - self.verticalScrollBar().value(), self.viewport().width(), HEADING)
         return QRect()
 
     def scroll_to(self, name: str) -> None:
@@ -147,17 +149,22 @@ class GalleryView(QAbstractScrollArea):
         return round(self.side * float(self.devicePixelRatioF()))
 
     def _layout(self) -> None:
-        self._grid = Grid(self.arrangement.sections, self.viewport().width() - _GAP, self.side + _GAP, _HEADING)
+        self._grid = Grid(self.arrangement.sections, self.viewport().width() - _GAP, self.side + _GAP, HEADING)
         bar = self.verticalScrollBar()
         bar.setPageStep(self.viewport().height())
         bar.setSingleStep(self.side + _GAP)
         bar.setRange(0, max(0, self._grid.height + _GAP - self.viewport().height()))
         self.viewport().update()
 
-    def _first_seen(self) -> int | None:
+    def _seen(self) -> list[int]:
+        """Places of the cells that are seen."""
         top = self.verticalScrollBar().value()
-        seen = self._grid.within(0, top, self.viewport().width(), top + self.viewport().height())
-        return seen[0] if seen else None
+        return self._grid.within(0, top, self.viewport().width(), top + self.viewport().height())
+
+    @property
+    def seen(self) -> npt.NDArray[np.int64]:
+        """Labels of the cells that are seen."""
+        return self._labels[self._seen()]
 
     def _rectangle(self, place: int) -> QRect:
         left, top, _ = self._grid.box(place)
@@ -172,76 +179,36 @@ class GalleryView(QAbstractScrollArea):
     def paintEvent(self, event: QPaintEvent) -> None:  # noqa: N802
         """Draw what is seen."""
         painter = QPainter(self.viewport())
-        painter.fillRect(event.rect(), self._paper)
+        painter.fillRect(event.rect(), self.colours.paper)
         painter.setRenderHint(QPainter.RenderHint.SmoothPixmapTransform)
-        top, height = self.verticalScrollBar().value(), self.viewport().height()
-        missing = False
-        for place in self._grid.within(0, top, self.viewport().width(), top + height):
-            missing |= not self._draw_cell(painter, place)
+        there = [self._draw_cell(painter, place) for place in self._seen()]
         self._draw_headings(painter)
         if self._band is not None:
-            painter.setPen(QPen(self._mark, 1))
+            painter.setPen(QPen(self.colours.mark, 1))
             painter.drawRect(self._band)
         painter.end()
-        if missing:
-            self._rest.start()
+        if (not all(there) or self.verticalScrollBar().value() != self._last_top) and not self._soon.isActive():
+            self._soon.start()
 
     def _draw_cell(self, painter: QPainter, place: int) -> bool:
-        box, label = self._rectangle(place), int(self._labels[place])
+        label = int(self._labels[place])
         pixmap = self.thumbnails.get(label) if self.thumbnails is not None else None
-        if pixmap is not None and not pixmap.isNull():
-            painter.drawPixmap(box, pixmap)
-        else:
-            painter.fillRect(box, self._faint)
-        if self._decided[place] and not self.hide_classes:
-            self._draw_tick(painter, box)
-        if label in self.selected:
-            painter.setPen(QPen(self._mark, 3))
-            painter.drawRect(box.adjusted(1, 1, -2, -2))
-        if label == self.current:
-            painter.setPen(QPen(self._ink, 1, Qt.PenStyle.DotLine))
-            painter.drawRect(box.adjusted(-2, -2, 1, 1))
+        draw_cell(
+            painter, self._rectangle(place), pixmap, self.colours,
+            decided=bool(self._decided[place]) and not self.hide_classes, selected=label in self.selected,
+            current=label == self.current,
+        )  # fmt: skip
         return pixmap is not None or self.thumbnails is None
-
-    def _draw_tick(self, painter: QPainter, box: QRect) -> None:
-        """Draw the sign of a cell that somebody decided on."""
-        painter.save()
-        painter.setRenderHint(QPainter.RenderHint.Antialiasing)
-        d = max(11, self.side // 6)
-        disc = QRectF(box.right() - d - 2, box.bottom() - d - 2, d, d)
-        painter.setBrush(QColor("#ffffff"))
-        painter.setPen(QPen(QColor("#202020"), 1))
-        painter.drawEllipse(disc)
-        painter.setPen(QPen(QColor("#1a7f37"), max(1.6, d / 7)))
-        x, y = disc.left(), disc.top()
-        painter.drawPolyline([
-            QPoint(round(x + 0.25 * d), round(y + 0.52 * d)), QPoint(round(x + 0.44 * d), round(y + 0.72 * d)),
-            QPoint(round(x + 0.76 * d), round(y + 0.32 * d)),
-        ])  # fmt: skip
-        painter.restore()
 
     def _draw_headings(self, painter: QPainter) -> None:
         top, width = self.verticalScrollBar().value(), self.viewport().width()
-        font = QFont(self.font())
-        font.setBold(True)
-        for k, (section, at) in enumerate(zip(self._grid.sections, self._grid.tops, strict=True)):
-            end = self._grid.tops[k + 1] if k + 1 < len(self._grid.tops) else self._grid.height
+        for section, at, end in self._grid.spans:
             if end < top or at > top + self.viewport().height():
                 continue
             # The heading of the class that is seen stays at the top.
-            y = max(at - top, min(0, end - top - _HEADING))
-            line = QRect(0, y, width, _HEADING)
-            painter.fillRect(line, self._paper)
-            if section.name == self._target:
-                painter.fillRect(line, self._mark)
-            painter.fillRect(QRect(_GAP, y + 9, 12, 12), QColor(colour(section.name)))
-            painter.setPen(self._ink)
-            painter.setFont(font)
-            painter.drawText(line.adjusted(26, 0, -90, 0), Qt.AlignmentFlag.AlignVCenter, self._title(section))
-            if letter := self.letters.get(section.name):
-                painter.setFont(self.font())
-                painter.drawText(line.adjusted(0, 0, -_GAP, 0), Qt.AlignmentFlag.AlignVCenter
-                                 | Qt.AlignmentFlag.AlignRight, f"key {letter.upper()}")  # fmt: skip
+            line = QRect(0, max(at - top, min(0, end - top - HEADING)), width, HEADING)
+            letter, is_target = self.letters.get(section.name, ""), section.name == self._target
+            draw_heading(painter, line, section.name, self._title(section), letter, self.colours, is_target=is_target)
 
     def _title(self, section: Section) -> str:
         if self.hide_classes:
@@ -250,12 +217,16 @@ class GalleryView(QAbstractScrollArea):
         return f"{section.name}  {count}"
 
     def _want(self) -> None:
-        """Ask for the pictures that are seen, and a screen more."""
+        """Ask for the pictures that are seen, and for those of the next screen in the direction of scrolling."""
         if self.thumbnails is None:
             return
         top, height = self.verticalScrollBar().value(), self.viewport().height()
-        places = self._grid.within(0, top, self.viewport().width(), top + height + height // 2)
-        self.thumbnails.want(self.cells, [int(self.arrangement.rows[place]) for place in places])
+        ahead = top - height if top < self._last_top else top + height
+        self._last_top = top
+        places = [
+            place for start in (top, ahead) for place in self._grid.within(0, start, self.width(), start + height)
+        ]
+        self.thumbnails.want(self.cells, [int(self.arrangement.rows[place]) for place in dict.fromkeys(places)])
 
     # ---- selection
 
@@ -289,8 +260,8 @@ class GalleryView(QAbstractScrollArea):
         if self.place_of(label) is None:
             return
         box, bar = self.rectangle(label), self.verticalScrollBar()
-        if box.top() < _HEADING:
-            bar.setValue(bar.value() + box.top() - _HEADING - _GAP)
+        if box.top() < HEADING:
+            bar.setValue(bar.value() + box.top() - HEADING - _GAP)
         elif box.bottom() > self.viewport().height():
             bar.setValue(bar.value() + box.bottom() - self.viewport().height() + _GAP)
         self.viewport().update()
@@ -455,7 +426,7 @@ class GalleryView(QAbstractScrollArea):
         if key in (Qt.Key.Key_Home, Qt.Key.Key_End):
             place = 0 if key == Qt.Key.Key_Home else len(self._labels) - 1
         elif place is None:
-            place = self._first_seen() or 0
+            place = next(iter(self._seen()), 0)
         else:
             across, down = _STEPS[key]
             place = self._grid.beside(place, across * times, down * times)

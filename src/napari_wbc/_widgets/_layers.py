@@ -40,6 +40,8 @@ class Shared:
 _PLACE = ("scale", "translate", "rotate", "shear", "affine", "units")
 CELLS, LABELS = "cells", "cells labels"
 CORRECTED = "corrected cells"
+MANY = 5_000
+"""More points than this overlap where all of them are seen, and are drawn smaller there."""
 _TYPICAL_DIAMETER = 60.0
 _MOST_COLOURED = 2**16
 
@@ -312,9 +314,9 @@ def _points_attributes(cells: Cells) -> dict[str, Any]:
         "name": CELLS,
         "features": features,
         "size": 0.16 * diameter,
-        "canvas_size_limits": (7, 16),
+        "canvas_size_limits": (7, 16) if len(cells) <= MANY else (4, 16),
         "border_color": "white",
-        "border_width": 0.15,
+        "border_width": 0.15 if len(cells) <= MANY else 0.0,
         "face_color": "#ffffff",
         "opacity": 1.0,
     }

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from napari.utils.theme import get_theme
-from qtpy.QtCore import Qt, QTimer
+from qtpy.QtCore import Qt
 from qtpy.QtGui import QColor, QIcon, QPixmap
 from qtpy.QtWidgets import (
     QAbstractItemView,
@@ -23,13 +22,14 @@ from qtpy.QtWidgets import (
 
 from napari_wbc.palette import colour
 
+from ._chart import Chart
+
 # Sections of the table with their groups (`napari_wbc.count`).
 SECTIONS = (
     ("White cells", ("white",)),
     ("Not in the 100 %", ("erythroblast", "smudge", "platelet", "unidentified", "other")),
 )
 SHORT_UNITS = {"% of white cells": "%", "% of white cells and unidentified": "%", "per 100 white cells": "/ 100"}
-_CHART_MS = 150
 FLAGS = {"high": " ▲", "low": " ▼"}
 FLAG_COLOUR = ("#ffa94d", "#b34700")  # on dark, on light paper
 LIMITS_NOTE = "Exact 95 % limits (Clopper–Pearson)."
@@ -63,19 +63,15 @@ class Results(QWidget):
         self.head = QLabel()
         self.head.setWordWrap(True)
         self.head.setTextFormat(Qt.TextFormat.PlainText)
-        self.canvas: Any = None
-        # The chart takes longer than the table: after a burst of decisions it is drawn once.
-        self._later = QTimer(self)
-        self._later.setSingleShot(True)
-        self._later.setInterval(_CHART_MS)
-        self._later.timeout.connect(lambda: self._draw(self.counts) if self.counts is not None else None)
+        self.chart = Chart(theme)
         inside = QWidget()
-        self._column = QVBoxLayout(inside)
-        self._column.setContentsMargins(0, 0, 0, 0)
-        self._column.addWidget(self.head)
-        self._column.addWidget(self.table)
-        self._column.addWidget(self.notes)
-        self._column.addStretch()
+        column = QVBoxLayout(inside)
+        column.setContentsMargins(0, 0, 0, 0)
+        column.addWidget(self.head)
+        column.addWidget(self.table)
+        column.addWidget(self.chart)
+        column.addWidget(self.notes)
+        column.addStretch()
         area = QScrollArea()
         area.setWidgetResizable(True)
         area.setFrameShape(QScrollArea.Shape.NoFrame)
@@ -90,21 +86,18 @@ class Results(QWidget):
 
         Reference ranges and absolute counts (`napari_wbc.reference.with_ranges`) have columns where they are given.
         """
-        again = self.counts is not None
         self.counts = counts
         self._fill_table(counts)
-        if again:
-            self._later.start()
-        else:
-            self._draw(counts)
+        self.chart.show_shares(counts[counts["group"] == "white"])
         self.head.setText(head)
         self.notes.setText("\n".join(notes))
 
     def set_theme(self, theme: str) -> None:
-        """Draw the chart again in another of napari's themes."""
+        """Take the colours of another of napari's themes."""
         self.theme = theme
+        self.chart.set_theme(theme)
         if self.counts is not None:
-            self._draw(self.counts)
+            self._fill_table(self.counts)
 
     def _fill_table(self, counts: pd.DataFrame) -> None:
         self.table.setRowCount(0)
@@ -158,19 +151,6 @@ class Results(QWidget):
                 item.setToolTip("outside the reference range")
             self.table.setItem(row, column, item)
 
-    def _draw(self, counts: pd.DataFrame) -> None:
-        if self.canvas is None:
-            # Matplotlib takes a while to import: only when there is something to draw.
-            from matplotlib.backends.backend_qtagg import FigureCanvasQTAgg
-            from matplotlib.figure import Figure
-
-            self.canvas = FigureCanvasQTAgg(Figure(layout="constrained"))
-            self._column.insertWidget(2, self.canvas)
-        white = counts[counts["group"] == "white"]
-        self.canvas.setFixedHeight(70 + 22 * len(white))
-        draw_chart(self.canvas.figure, white, self.theme)
-        self.canvas.draw_idle()
-
 
 def row_texts(entry: pd.Series) -> tuple[str, str]:
     """Return share and limits of a row of the differential as they are shown; empty where there are none."""
@@ -186,40 +166,6 @@ def _range_texts(entry: pd.Series) -> tuple[str, str]:
     low, high, per_ul = (entry.get(name, np.nan) for name in ("reference_low", "reference_high", "per_ul"))
     absolute = f"{per_ul:,.0f}{FLAGS.get(entry['per_ul_flag'], '')}" if np.isfinite(per_ul) else ""
     return (f"{low:g} – {high:g}" if np.isfinite(low) else ""), absolute
-
-
-def draw_chart(figure: Any, white: pd.DataFrame, theme: str) -> None:
-    """Draw shares of the white cells with their limits as bars.
-
-    Parameters
-    ----------
-    figure : matplotlib.figure.Figure
-        Cleared first.
-    white : pandas.DataFrame
-        Rows of the differential in per cent.
-    theme : str
-        Name of napari's theme.
-    """
-    colours = get_theme(theme)
-    paper, ink = (colour_of.as_hex() for colour_of in (colours.background, colours.text))
-    figure.clear()
-    figure.set_facecolor(paper)
-    axes = figure.add_subplot()
-    axes.set_facecolor(paper)
-    value = white["value"].fillna(0).to_numpy()
-    names = white["class"].tolist()
-    axes.barh(names, value, color=[colour(name) for name in names], height=0.7)
-    if white["value"].notna().any():
-        errors = np.abs(white[["low", "high"]].to_numpy().T - value)
-        axes.errorbar(value, names, xerr=errors, fmt="none", ecolor=ink, elinewidth=1.2, capsize=3)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("% of white cells, 95 % limits", color=ink, fontsize=8)
-    axes.tick_params(colors=ink, labelsize=8)
-    axes.tick_params(axis="y", length=0)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(ink)
 
 
 def plain_table() -> QTableWidget:

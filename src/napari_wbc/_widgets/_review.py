@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,19 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from napari.layers import Image, Points
-from napari.qt.threading import create_worker
 from napari.utils.colormaps.standardize_color import transform_color
 from napari.utils.notifications import show_error, show_warning
 from qtpy.compat import isalive
 from qtpy.QtCore import QObject, QTimer, Signal
 
 from napari_wbc.cells import REVIEW_COLUMNS, Cells
-from napari_wbc.decisions import Change, Decided
+from napari_wbc.decisions import Change
 from napari_wbc.palette import colour
-from napari_wbc.review_session import Kept, ReadOnlyError, ReviewSession, checked_name
+from napari_wbc.review_session import ReviewSession, checked_name
 
-from ._layers import CELLS, LABELS, cells_of, find_layer, show_corrections
+from ._layers import CELLS, LABELS, MANY, find_layer, show_corrections
 from ._panel import COUNTS, NAMES
+from ._review_open import session_of, user
 from ._source import KEY, slide_of
 
 if TYPE_CHECKING:
@@ -58,47 +57,9 @@ def begin(viewer: Viewer, layer: Points) -> Review:
     """
     found = review_of(layer)
     if found is None:
-        found = Review(viewer, layer, _session_of(layer))
+        found = Review(viewer, layer, session_of(layer))
         _open[str(layer.unique_id)] = found
     return found
-
-
-def _session_of(layer: Points) -> ReviewSession:
-    """Open the review of a layer: of its run, or of the folder that it was read from."""
-    mark, shown = layer.metadata[KEY], cells_of(layer.features, layer.data)
-    if "analysis" in mark:
-        session, since = ReviewSession.of(mark["analysis"].value), mark["cells"]
-    elif "folder" in mark:
-        session, since = ReviewSession.open(mark["folder"]), mark["read"].value
-    else:
-        return ReviewSession(Kept(Decided(shown)))
-    try:
-        _decide_what_differs(session, shown, since, _user())
-    except ReadOnlyError as error:
-        show_warning(f"{error}; what was changed in the layer is not kept")
-    return session
-
-
-def _decide_what_differs(session: ReviewSession, shown: Cells, since: Cells, reviewer: str) -> None:
-    """Make decisions of what somebody changed in a layer."""
-    before, now = since.table.set_index("label"), shown.table.set_index("label")
-    there = pd.Index(session.cells.table["label"])
-    gone = before.index.difference(now.index).intersection(there)
-    if len(gone):
-        session.remove(gone.to_numpy(), reviewer)
-    common = before.index.intersection(now.index).intersection(there)
-    names = now["class"][common]
-    changed = names[(names != before["class"][common]) & (names != "")]
-    for name, labels in changed.groupby(changed).groups.items():
-        session.decide(np.asarray(labels), str(name), reviewer)
-
-
-def _user() -> str:
-    try:
-        name = getpass.getuser()
-    except (OSError, KeyError):
-        return "reviewer"
-    return name if name[:1].isalnum() and name.isprintable() else "reviewer"
 
 
 class Review(QObject):
@@ -127,7 +88,7 @@ class Review(QObject):
     def __init__(self, viewer: Viewer, layer: Points, session: ReviewSession) -> None:
         super().__init__()
         self.viewer, self.layer, self.session = viewer, layer, session
-        self.reviewer = str(session.settings.get("reviewer") or _user())
+        self.reviewer = str(session.settings.get("reviewer") or user())
         self._users: set[object] = set()
         self._source = layer.metadata[KEY].get("cells")
         self._slide: Slide | None = None
@@ -148,6 +109,9 @@ class Review(QObject):
         self._later.setInterval(_SLOW_MS)
         self._later.timeout.connect(self.show_rest)
         self.show_rest()
+        self._camera = getattr(viewer, "scene", viewer).camera  # napari 0.9 moved it
+        self._camera.events.zoom.connect(self._smooth)
+        self._smooth()
 
     # ---- who uses it
 
@@ -163,8 +127,10 @@ class Review(QObject):
 
     def end(self) -> None:
         """Bring the files up to date and let others review."""
-        self._timer.stop()
-        self._later.stop()
+        if isalive(self):  # else Qt went first, as when a program is left by an error
+            self._timer.stop()
+            self._later.stop()
+            self._camera.events.zoom.disconnect(self._smooth)
         _open.pop(str(self.layer.unique_id), None)
         try:
             self.session.save()
@@ -258,13 +224,12 @@ class Review(QObject):
 
     def add_at(self, points: npt.NDArray[np.float64]) -> None:
         """Segment and classify what lies at points (rows and columns of the picture), and add it; in a thread."""
+        from ._review_missed import find_cells
+
         if self.session.read_only or self.slide is None:
             show_warning(self.session.read_only or "the picture is not there: find it before cells are added")
             return
-        worker = create_worker(_cells_at, self.slide, points, self.session, self._card())
-        worker.returned.connect(self._on_found)
-        worker.errored.connect(lambda error: show_warning(str(error)))
-        worker.start()
+        find_cells(self.slide, points, self.session, self._on_found)
 
     def _on_found(self, found: list[tuple[Cells, Rings]]) -> None:
         if not isalive(self):
@@ -272,15 +237,6 @@ class Review(QObject):
         for cell, outline in found:
             if self.act(self.session.add, cell, self.reviewer, outline):
                 self.added.emit(int(self.session.cells.table["label"].max()))
-
-    def _card(self) -> Path | None:
-        """Return the card of the model that the cells were classified with; None for cells without classes."""
-        from napari_wbc.models import DEFAULT_MODEL, available_models, find_model
-
-        if not self.session.cells.classes:
-            return None
-        card = self.session.analysis.card if self.session.analysis else None
-        return find_model(card.name if card is not None and card.name in available_models() else DEFAULT_MODEL)
 
     # ---- layers follow the session
 
@@ -350,6 +306,15 @@ class Review(QObject):
         finest = image.data[0] if image.multiscale else image.data
         show_corrections(shown, self.session.cells, finest.shape[:2])
 
+    def _smooth(self, _: object = None) -> None:
+        """Smooth the edges of the points, not of thousands of tiny ones: a processor takes long for them."""
+        layer = self.layer
+        if len(layer.data):
+            pixels = float(np.median(layer.size)) * abs(layer.scale[-1]) * self._camera.zoom
+            wanted = 0 if len(layer.data) > MANY and pixels < layer.canvas_size_limits[0] else 1
+            if layer.antialiasing != wanted:
+                layer.antialiasing = wanted
+
     # ---- the session follows the layers
 
     def _look(self) -> None:
@@ -412,7 +377,7 @@ class Review(QObject):
         (row,) = self.rows_of([label])
         place = self.layer.data_to_world(self.session.cells.centroids[row])
         mpp = float(self.session.cells.table["mpp"].iloc[row])
-        camera = getattr(self.viewer, "scene", self.viewer).camera  # napari 0.9 moved it
+        camera = self._camera
         camera.center = (*camera.center[:-2], *place[-2:])
         seen = _SEEN_UM / mpp * self.layer.scale[-1] if np.isfinite(mpp) else 600 * self.layer.scale[-1]
         canvas = min(self.viewer.window.geometry()[2:]) / 2
@@ -420,20 +385,6 @@ class Review(QObject):
         if self.viewer.layers.selection.active != self.layer:
             self.viewer.layers.selection.active = self.layer
         self.select([label])
-
-
-def _cells_at(
-    slide: Slide, points: npt.NDArray[np.float64], session: ReviewSession, card: Path | None
-) -> list[tuple[Cells, Rings]]:
-    from napari_wbc.missed import cell_at
-
-    from ._classify import load_model
-
-    classifier = load_model(card) if card is not None else None
-    mpp = float(session.before.table["mpp"].median())
-    analysis = session.analysis
-    threshold, look = (analysis.threshold, analysis.appearance) if analysis is not None else (None, None)
-    return [cell_at(slide, point, mpp, classifier, threshold, look) for point in points]
 
 
 def _faces(names: pd.Series) -> npt.NDArray[np.float32]:

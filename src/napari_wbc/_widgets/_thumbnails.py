@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from qtpy.QtCore import QObject, Signal
 from qtpy.QtGui import QImage, QPixmap
 
-from napari_wbc.crop import CropSize
+from napari_wbc.crop import background_colour
 from napari_wbc.pipeline import ASSUMED_CELL_UM
-from napari_wbc.whole import crop_slide
 
 if TYPE_CHECKING:
     from napari_wbc.cells import Cells
@@ -85,19 +86,26 @@ class Thumbnails(QObject):
             return
         if self._scaled is not cells:
             self._scaled, self._mpp = cells, _scales(cells)
-        mpp = self._mpp
+        centroids, mpp = cells.centroids, self._mpp
         for start in range(0, len(fresh), _BATCH):
             part = fresh[start : start + _BATCH]
             at = [row for _, row in part]
             ids = [label for label, _ in part]
-            future = self._pool.submit(self._cut, ids, cells.centroids[at], mpp[at], self.pixels)
+            future = self._pool.submit(self._cut, ids, centroids[at], mpp[at], self.pixels)
             self._waiting.update(dict.fromkeys(ids, future))
+
+    @cached_property
+    def _paper(self) -> npt.NDArray[np.uint8]:
+        """The colour of the empty film, for what lies beyond the picture."""
+        return background_colour(self._slide.thumbnail(512))
 
     def _cut(self, labels: Sequence[int], centroids: npt.NDArray[Any], mpp: npt.NDArray[Any], pixels: int) -> None:
         """Cut cells out, in a thread."""
         try:
-            crops = crop_slide(self._slide, centroids, mpp, CropSize(SIDE_UM, pixels))
-            images = [to_image(crop) for crop in crops]
+            images = [
+                to_image(cut_out(self._slide, centre, float(scale), pixels, self._paper))
+                for centre, scale in zip(centroids, mpp, strict=True)
+            ]
         # A damaged tile of a slide, and whatever a library raises on it, is an empty square.
         except Exception:  # noqa: BLE001
             images = [QImage() for _ in labels]
@@ -125,6 +133,32 @@ class Thumbnails(QObject):
         self._closed = True
         self._drop()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+def cut_out(
+    slide: Slide, centre: npt.NDArray[Any], mpp: float, pixels: int, paper: npt.ArrayLike = 255
+) -> npt.NDArray[np.uint8]:
+    """Return the square of `SIDE_UM` around a point, (pixels, pixels, 3); of the colour `paper` beyond the picture.
+
+    It is made of the coarsest level that is not coarser than it: four times fewer pixels to decode a level.
+    """
+    side, steps = SIDE_UM / mpp, slide.downsamples
+    level = max(k for k, step in enumerate(steps) if k == 0 or side >= step * pixels)
+    size = side / steps[level]
+    # Centres count pixel centres from 0; the box counts pixel edges.
+    corner = (np.asarray(centre, float) + 0.5) / steps[level] - size / 2
+    # A margin gives the resampling filter its neighbours.
+    margin = 2 * max(1.0, size / pixels)
+    first, last = np.floor(corner - margin).astype(int), np.ceil(corner + size + margin).astype(int)
+    inside = np.clip([first, last], 0, slide.pixels.shapes[level])
+    (top, left), (bottom, right) = inside.tolist()
+    region = np.empty((*(last - first), 3), np.uint8)
+    region[:] = paper
+    part = tuple(slice(*edges) for edges in (inside - first).T)
+    region[part] = slide.read((top, left, bottom, right), level)
+    y, x = corner - first
+    box = (x, y, x + size, y + size)
+    return np.asarray(Image.fromarray(region).resize((pixels, pixels), Image.Resampling.BICUBIC, box=box))
 
 
 def to_image(pixels: npt.NDArray[np.uint8]) -> QImage:

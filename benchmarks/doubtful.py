@@ -1,6 +1,6 @@
 """Show the cells of bccd that the recipe of the shipped model leaves out, because they do not look like their label.
 
-    python benchmarks/doubtful.py --data DATA -o docs/images/doubtful.jpg
+python benchmarks/doubtful.py --data DATA -o docs/images/doubtful.jpg
 """
 
 from __future__ import annotations

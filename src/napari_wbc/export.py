@@ -18,7 +18,7 @@ from .crop_folder import write_crops
 from .decisions import decided_in
 from .geojson import Rings, outlines
 from .review import REVIEW_FILES, check_not_reviewed, check_uncorrected, differs_from_model, mark_of
-from .tables import MARK, encode, harmless, read_cells, write_cells
+from .tables import MARK, encode, read_cells, to_csv, write_cells
 
 if TYPE_CHECKING:
     from .pipeline import Analysis
@@ -200,7 +200,7 @@ def write_folder(
         if "differential.csv" in files:
             slides = list(dict.fromkeys(cells.table["slide"])) or [""]
             blocks = [differential(Cells(cells.table[cells.table["slide"] == name]), name) for name in slides]
-            harmless(pd.concat(blocks)).to_csv(fresh / "differential.csv", index=False)
+            (fresh / "differential.csv").write_text(to_csv(pd.concat(blocks)), encoding="utf-8", newline="\n")
         if also is not None:
             also(fresh)
     return folder

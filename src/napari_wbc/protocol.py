@@ -137,7 +137,7 @@ def load_protocol(name: str | Path) -> Protocol:
         protocol = Protocol(recipe, tuple(stages), **{**told, "reported": tuple(told.get("reported", ()))})
         for _, changes in (variant for stage in stages for variant in stage.variants()):
             recipe.but(**changes)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{name}: {error}") from error
     return protocol
 

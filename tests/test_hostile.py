@@ -131,3 +131,51 @@ def test_a_picture_of_nothing_is_analysed(kind, classifier):
     found = run(analyse(Slide.from_array(image, mpp=0.1), classifier))
     assert found.labels.shape == image.shape[:2]
     assert set(found.cells.table["label"]) == set(np.unique(found.labels)) - {0}
+
+
+def _door(name: str) -> hostile.Door:
+    return next(door for door in hostile.DOORS if door.name == name)
+
+
+CASES = {
+    "a name that no file can have": ("list of a batch", b"a.jpg", b"a" * 400),
+    "a name with a zero": ("list of a batch", b"a.jpg", b"a\0.jpg"),
+    "a name of a cell's picture": ("labels.csv of a data set", b"1.jpg", b"1" * 400),
+    "a class of nowhere": ("predictions.csv", b"0.jpg,a", b"0.jpg,z"),
+    "a probability of nowhere": ("predictions.csv", b"val,0,0.8", b"val,0,80"),
+    "a network that is no name": ("model card", b'"custom_cnn"', b"255"),
+    "a range of 400 digits": ("reference ranges", b"[", b"[" + b"1" * 400 + b","),
+    "a zarr of 2**31 rows": ("old.ome.zarr, array", b"400", b"2147483648"),
+    "a zarr that divides by zero": ("new.ome.zarr, array", b"256", b"0"),
+    "a recipe a thousand deep": ("recipe", b"\n", b"\nx = " + b"[" * 2000 + b"\n"),
+}
+
+
+@pytest.mark.parametrize(("name", "old", "new"), CASES.values(), ids=CASES)
+@pytest.mark.filterwarnings("ignore")
+def test_what_was_found_stays_mended(name, old, new, annotated, tmp_path):
+    report = hostile.Report()
+
+    def changed(data: bytes):
+        assert old in data
+        yield data.replace(old, new, 1)
+
+    hostile.attack(_door(name), tmp_path / "in", annotated / "r", changed, report)
+    assert not report.faults
+
+
+def test_a_carriage_return_in_a_text_survives(tmp_path):
+    cells = _cells(["a\rb", "c"], ["x", "y\r\nz"], ["\r", "1"])
+    back = read_cells(write_cells(cells, tmp_path / "x.csv"))
+    assert back.table[["slide", "class", "note"]].to_dict() == cells.table[["slide", "class", "note"]].to_dict()
+
+
+def test_broken_chunks_of_a_zarr_name_the_slide(tmp_path):
+    import slides
+
+    path = slides.write(tmp_path / "new.ome.zarr", slides.mosaic(1, 1))
+    for chunk in (path / "0").rglob("*"):
+        if chunk.is_file() and chunk.name != "zarr.json":
+            chunk.write_bytes(b"\0" * 50)
+    with pytest.raises(ImageError, match=r"new\.ome\.zarr.*damaged.*copy or export"):
+        Slide.open(path).read((0, 0, 100, 100))

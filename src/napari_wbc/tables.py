@@ -150,8 +150,9 @@ def to_csv(table: pd.DataFrame) -> str:
     texts = [table[name] for name, dtype in table.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
     # The csv module leaves a carriage return bare, and readers take it for the end of a line.
     bare = any("\r" in str(value) for values in (table.columns, *texts) for value in values)
-    quoting = csv.QUOTE_NONNUMERIC if bare else csv.QUOTE_MINIMAL
-    return table.to_csv(index=False, lineterminator="\n", quoting=quoting)
+    if bare:
+        return table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    return table.to_csv(index=False, lineterminator="\n")
 
 
 def _guarded(value: Any) -> Any:

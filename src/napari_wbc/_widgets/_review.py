@@ -25,6 +25,7 @@ from napari_wbc.review_session import Kept, ReadOnlyError, ReviewSession, checke
 
 from ._layers import CELLS, LABELS, cells_of, find_layer, show_corrections
 from ._panel import COUNTS, NAMES
+from ._preferences import preference
 from ._source import KEY, slide_of
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def _decide_what_differs(session: ReviewSession, shown: Cells, since: Cells, rev
 
 def _user() -> str:
     try:
-        name = getpass.getuser()
+        name = preference("reviewer") or getpass.getuser()
     except (OSError, KeyError):
         return "reviewer"
     return name if name[:1].isalnum() and name.isprintable() else "reviewer"

@@ -14,6 +14,7 @@ from napari_wbc._widgets import ClassifyWidget, _preferences
 from napari_wbc._widgets._preferences import DEFAULTS, preference
 from napari_wbc._widgets._review import _user
 from napari_wbc.models import DEFAULT_MODEL
+from napari_wbc.palette import PALETTES, colour, use_palette
 
 OWN = hasattr(napari.settings, "get_plugin_settings")
 
@@ -30,6 +31,7 @@ def test_the_manifest_has_the_same_defaults():
     manifest = yaml.safe_load((Path(napari_wbc.__file__).parent / "napari.yaml").read_text())
     properties = manifest["contributions"]["configurations"]["preferences"]["properties"]
     assert {name: told["default"] for name, told in properties.items()} == DEFAULTS
+    assert properties["palette"]["enum"] == list(PALETTES)
 
 
 @pytest.mark.skipif(not OWN, reason="napari before 0.9 has no settings of plugins")
@@ -48,6 +50,18 @@ def test_a_dock_begins_with_what_is_preferred(viewer, qtbot, tmp_path, monkeypat
     assert shown.threshold.text() == "0.8"
     assert shown.model.currentData() == str(card)
     assert _user() == "A. Reader"
+
+
+@pytest.mark.parametrize("name", [*PALETTES, "of another day"])
+def test_the_palette_is_that_of_the_classes(kept, viewer, qtbot, name):
+    kept.write_text(json.dumps({"palette": name}))
+    try:
+        qtbot.addWidget(ClassifyWidget(viewer))
+        chosen = PALETTES.get(name, PALETTES["Okabe and Ito"])
+        assert colour("Eosinophils") == chosen["eosinophil"]
+        assert len({colour(every) for every in chosen}) == len(chosen)
+    finally:
+        use_palette("")
 
 
 def test_without_them_a_file_says_it(kept, dock):

@@ -26,6 +26,9 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_wbc.palette import use_palette
+
+from ._preferences import preference
 from ._source import CROPS, DENSITY, KEY, REGIONS
 
 if TYPE_CHECKING:
@@ -148,6 +151,7 @@ class SharedPlace(QWidget):
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()
+        use_palette(preference("palette"))
         self.viewer = napari_viewer
         self._has_place = False
         # As the window was before the dock made it higher.

@@ -8,7 +8,7 @@ from typing import Any
 
 from platformdirs import user_config_path
 
-DEFAULTS: dict[str, Any] = {"model": "", "threshold": 0.0, "reviewer": ""}
+DEFAULTS: dict[str, Any] = {"model": "", "threshold": 0.0, "reviewer": "", "palette": "Okabe and Ito"}
 """Those of the manifest: empty and 0 leave it to the model and the computer."""
 
 

@@ -327,6 +327,8 @@ def _read_labels(path: Path) -> tuple[npt.NDArray[np.integer[Any]], Path | None]
     except Exception as error:
         raise ExportError(f"{path}: not a TIFF, damaged or cut short ({error}); write the results again") from error
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
-        raise ExportError(f"{path}: not a label image but {labels.dtype} of shape {labels.shape}")
+        raise ExportError(
+            f"{path}: not a label image but {labels.dtype} of shape {labels.shape}; write the results again"
+        )
     picture = metadata.get("picture")
     return labels, Path(picture) if isinstance(picture, str) and metadata.get("creator") == _CREATOR else None

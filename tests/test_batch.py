@@ -12,6 +12,7 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import killed
 import numpy as np
 import pandas as pd
 import pytest
@@ -162,39 +163,16 @@ def test_names_of_any_kind_have_folders_of_their_own(tmp_path):
     assert all("/" not in name and not name.startswith(".") for name in folders)
 
 
-def is_writing(line, out):
-    """Wait for the files of a slide that is through."""
-    report = line.get("report", {})
-    while report.get("state") == "running" and report["done"] == report["total"] > 0:
-        if any(out.glob(".*.partial")):
-            return True
-    return False
-
-
-# At each of these a run is killed; the next one goes on. The moments lie in the life of one folder.
-MOMENTS = {
-    "before the first slide": lambda line, out: line.get("report", {}).get("state") == "waiting",
-    "in the first slide": lambda line, out: line.get("report", {}).get("state") == "running",
-    "while files are written": is_writing,
-    "after a slide": lambda line, out: len(list((out / ".states").glob("*.json"))) >= 2,
-    "in the last slide": lambda line, out: line.get("slide") == "ü ..svs" and line["report"]["state"] == "running",
-}
-
-
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
 def test_a_run_that_is_killed_five_times_gives_the_same_as_one_that_is_not(folder, reference, tmp_path):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "napari_wbc", "--progress", "json", "batch", str(folder), "-o", str(out)]
+    command = ["--progress", "json", "batch", str(folder), "-o", str(out)]
     finished: list[int] = []
-    for moment in MOMENTS.values():
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-            for text in process.stderr:
-                if text.startswith("{") and moment(json.loads(text), out):
-                    process.send_signal(signal.SIGKILL)
-                    break
-            process.stdin.close()
-            assert process.wait() == -signal.SIGKILL, "it came to its end before it was killed"
-        finished.append(len(list((out / ".states").glob("*.json"))))
+    for moment in killed.MOMENTS:
+        told = [sys.executable, killed.__file__, moment, str(out), *command]
+        with subprocess.Popen(told, stdin=subprocess.PIPE) as process:  # it ends when that closes
+            assert process.wait() == -signal.SIGKILL, f"it came to its end before it was killed {moment}"
+        finished.append(killed.done(out))
     assert finished == sorted(finished)
     assert 2 <= finished[-1] < 4
     before = {path: path.stat().st_mtime_ns for path in (out / ".states").glob("*.json")}

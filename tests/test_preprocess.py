@@ -62,6 +62,19 @@ def test_steps_run_in_the_cards_order_on_bytes():
     assert out.dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    "names", [("two_dyes", "window"), ("white_point", "dark_point", "window", "scale_to_unit"), ("window", "grey")]
+)
+def test_a_chain_that_hands_on_logarithms_gives_what_its_steps_give_one_by_one(names):
+    crops = torch.cat([field(), field((0.3, 0.5, 0.2)), torch.zeros(1, 3, 96, 96)])
+    before = crops.clone()
+    expected = crops
+    for name in names:
+        expected = run(name, expected)
+    torch.testing.assert_close(apply_steps(crops, [{"step": name} for name in names], SIZE), expected)
+    torch.testing.assert_close(crops, before, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("value", [0, 255])
 def test_extreme_input_stays_finite(value):
     crops = torch.full((2, 3, 96, 96), value, dtype=torch.uint8)

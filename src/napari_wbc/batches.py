@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,16 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import IterableDataset
 
-from .augment import disturb, turn
+from .augment import disturb
 from .crop import CropSize
+from .draws import drawing, rand
 from .prepare import Prepared
 from .preprocess import apply_steps
 from .recipe import Recipe
+from .turning import turn
+
+PART = 16
+"""Crops that are disturbed together."""
 
 
 class Batches(IterableDataset[tuple[Tensor, Tensor]]):
@@ -52,28 +58,35 @@ class Batches(IterableDataset[tuple[Tensor, Tensor]]):
         return order[: max(1, len(order) // size) * size].reshape(-1, size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        worker = torch.utils.data.get_worker_info()
-        if worker is not None:
-            torch.set_num_threads(1)
-        ready, recipe, n = self.ready, self.recipe, len(self.ready.crops)
         from itertools import islice
 
+        worker = torch.utils.data.get_worker_info()
+        threads = 1 if worker else torch.get_num_threads()
+        ready, recipe, n = self.ready, self.recipe, len(self.ready.crops)
         # Each process of a distributed run takes its batches, each of its workers some of them.
         step, first = (worker.num_workers, worker.id) if worker else (1, 0)
         step, first = step * self.world, first * self.world + self.rank
-        for k, rows in enumerate(islice(self.order(), first, None, step)):
-            seed = hash((recipe.seed, self.epoch, first + k * step)) % 2**31
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                np.random.seed(seed)  # noqa: NPY002 - the state that the disturbances use
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for k, rows in enumerate(islice(self.order(), first, None, step)):
                 own = rows < n
                 crops = np.empty((len(rows), *ready.crops.shape[1:]), np.uint8)
                 crops[own] = ready.crops[np.sort(rows[own])][np.argsort(np.argsort(rows[own]))]
                 crops[~own] = ready.extra[rows[~own] - n]
                 y = np.where(own, ready.y[np.where(own, rows, 0)], 0)
                 y[~own] = ready.extra_y[rows[~own] - n]
-                x = disturbed_crops(crops, y, ready, recipe)
-            yield x.contiguous(memory_format=torch.channels_last), torch.from_numpy(y)
+                seeds = [hash((recipe.seed, self.epoch, first + k * step, start)) for start in range(0, len(y), PART)]
+                x = torch.cat(list(pool.map(self._part, seeds, _parts(crops), _parts(y))))
+                torch.set_num_threads(threads)  # threads that begin later take over the number that was set last
+                yield x.contiguous(memory_format=torch.channels_last), torch.from_numpy(y)
+
+    def _part(self, seed: int, crops: npt.NDArray[np.uint8], y: npt.NDArray[np.int64]) -> Tensor:
+        """Part of a batch, the work of one thread that draws for itself: no number depends on how many there are."""
+        with drawing(seed % 2**63):
+            return disturbed_crops(crops, y, self.ready, self.recipe)
+
+
+def _parts(values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    return [values[start : start + PART] for start in range(0, len(values), PART)]
 
 
 def disturbed_crops(crops: npt.NDArray[np.uint8], y: npt.NDArray[np.int64], ready: Prepared, recipe: Recipe) -> Tensor:
@@ -91,7 +104,7 @@ def _turning(recipe: Recipe, y: npt.NDArray[np.int64], classes: tuple[str, ...])
     if radius:
         told["radius_um"] = torch.tensor([float(radius.get(name, 0)) for name in classes])[torch.from_numpy(y)]
         chance = torch.tensor([float(share.get(name, 0)) for name in classes])[torch.from_numpy(y)]
-        told["reactive"] = torch.rand(len(y)) < chance
+        told["reactive"] = rand(len(y)) < chance
     return told
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .accelerator import Forward, accelerated
+from .allocator import keep_blocks
 from .cells import UNIDENTIFIED
 from .crop import CropSize
 from .models import build, find_model, fold_batch_norm
@@ -221,6 +222,7 @@ class Classifier:
             raise ModelError(f"{weights_path}: {error}; use the card and the weights of one model") from error
         classifier = cls(card, network.to(device), gauge and gauge.to(device))
         if device == "cpu":
+            keep_blocks(1 << 25)
             classifier._accelerated = accelerated(classifier, card_path)
         return classifier
 

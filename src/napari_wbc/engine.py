@@ -219,15 +219,16 @@ class Follower:
         return bool(self.recipe.patience and self.waiting >= self.recipe.patience)
 
 
-def _batches_of(follower: Follower, ready: Prepared) -> pl.LightningDataModule:
+def _batches_of(follower: Follower, ready: Prepared, device: str) -> pl.LightningDataModule:
     """The batches of each epoch, for Lightning."""
     import sys
 
     import lightning as pl
 
     recipe = follower.recipe
-    # Where processes are not forked, the crops would be copied into the worker.
-    workers = 1 if sys.platform == "linux" else 0
+    # A worker beside a CPU's own training takes a processor from one of its threads, for which the others then wait.
+    # Where processes are not forked, the crops would be copied into it.
+    workers = 1 if device != "cpu" and sys.platform == "linux" else 0
     fork: dict[str, Any] = {"num_workers": workers, "multiprocessing_context": "fork" if workers else None}
 
     class Data(pl.LightningDataModule):  # type: ignore[misc]
@@ -327,7 +328,7 @@ def fit(
         try:
             trainer.fit(
                 module,
-                datamodule=_batches_of(follower, ready),
+                datamodule=_batches_of(follower, ready, device),
                 ckpt_path=last if last.is_file() else None,
                 weights_only=True,
             )

@@ -179,7 +179,9 @@ def _further(
             notes.append(f"{entry['name']} is not beside the data: trained without it")
             continue
         more = read_table(RECIPES / str(entry["labels"]), root) if "labels" in entry else read_dataset(root)
-        more = Dataset(more.name, more.table[more.table["class"].isin(list(number))].reset_index(drop=True))
+        used = more.table["class"].isin(list(number))
+        used &= ~more.table["file"].map(lambda file: Path(file).name).isin(entry.get("leave_out", ()))
+        more = Dataset(more.name, more.table[used].reset_index(drop=True))
         cut = cut_cells(
             more, size, cache / f"{entry['name']}.npy" if cache else None, stored=stored,
             progress=said(f"cutting cells of {entry['name']}"),

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from .augment import check_recipe, turn
+from .augment import check_recipe
 from .crop import CropSize
 from .preprocess import check_parameters, check_steps
+from .turning import turn
 
 RECIPES = Path(__file__).parent / "recipes"
 Step = Mapping[str, Any]
@@ -40,7 +41,7 @@ class Recipe:
     side_um, pixels, margin : side of the input in µm and pixels; sides of the cell's box that are shown.
     preprocessing, views : steps of the card, and ways to see a crop before them (`napari_wbc.classifier.ModelCard`);
         ``{step = "normalise"}`` stands for what the weights of the start expect (`napari_wbc.models.normalisation`).
-    turn : arguments of `napari_wbc.augment.turn`; empty for none.
+    turn : arguments of `napari_wbc.turning.turn`; empty for none.
     augmentation : steps of training (`napari_wbc.augment.disturb`).
     optimiser, lr, head_lr, weight_decay : Adam, AdamW or SGD with momentum 0.9; `head_lr` 0 takes `lr`.
     schedule, warmup : learning rate over the run; steps in which it rises.
@@ -58,7 +59,7 @@ class Recipe:
     reduced : what else was reduced for a trial, in words; it is told wherever results are.
     classes : class names of the data to names of the model; empty for all as they are.
     also : further training data beside the data: name, share of the cells drawn (0: they only say what is no stranger),
-        and a table of labels in `RECIPES` if the set brings none.
+        a table of labels in `RECIPES` if the set brings none, and files to leave out.
     prior, prior_strength : shares of the classes that the model expects, and the part of their logarithm that is added.
     threshold : of the card.
     unlike : share of known cells that may be called unlike them (`napari_wbc.unlikeness`); 0 for no such score.

@@ -145,7 +145,6 @@ def learn_unlikeness(network: nn.Module, recipe: Recipe, ready: Prepared) -> tup
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        np.random.seed(recipe.seed)  # noqa: NPY002 - the state that the disturbances use
         known, strange = (
             np.concatenate([_statistics(gauge, network, look, crops, y, change) for look in (*plain, disturbed)])
             for change in (None, ready.stored)

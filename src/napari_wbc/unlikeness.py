@@ -109,10 +109,12 @@ class Gauge:
         return torch.nan_to_num(total, nan=30.0).float()
 
     def _see(self, _module: nn.Module, _inputs: Any, maps: Tensor) -> None:
-        import torch
-
         if maps.dim() != 4:
             raise ValueError("unlikeness: a block of the network gives no feature maps (n, c, h, w)")
         rows, columns = (int(side * MARGIN) for side in maps.shape[2:])
-        middle = maps[:, :, rows : maps.shape[2] - rows, columns : maps.shape[3] - columns].float().flatten(2)
-        self._seen.setdefault(get_ident(), []).extend(torch.std_mean(middle, 2, correction=0)[::-1])
+        # Pixels first, as the maps lie in memory: along them torch sums many times as fast as along rows and columns.
+        middle = maps[:, :, rows : maps.shape[2] - rows, columns : maps.shape[3] - columns].float().permute(0, 2, 3, 1)
+        middle = middle.flatten(1, 2)
+        mean = middle.mean(1, keepdim=True)
+        deviation = (middle - mean).square_().mean(1).sqrt_()
+        self._seen.setdefault(get_ident(), []).extend([mean[:, 0], deviation])

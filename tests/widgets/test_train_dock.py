@@ -130,7 +130,9 @@ def test_cancel_leaves_no_process_and_the_run_goes_on(qtbot, press, trainer, tre
     # The same again goes on; this time the dock is closed in the middle.
     trainer.start()
     qtbot.waitUntil(lambda: len(trainer.curves.history) > len(kept), timeout=TIMEOUT)
-    pd.testing.assert_frame_equal(trainer.curves.history.iloc[: len(kept)], kept)
+    # An epoch that was cancelled between its row and its checkpoint is run again: the same numbers in another time.
+    again = trainer.curves.history.iloc[: len(kept)]
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), kept.drop(columns="seconds"))
     started = processes_below(os.getpid()) - others
     trainer.viewer.window.remove_dock_widget(trainer)
     qtbot.waitUntil(lambda: are_gone(started), timeout=60_000)

@@ -72,9 +72,9 @@ def compare(first: Cells, second: Cells, names: tuple[str, str] = ("first", "sec
     one, two = (_named(cells) for cells in (first, second))
     classes = list(dict.fromkeys([*first.classes, *second.classes, *sorted({*one["class"], *two["class"]})]))
     pairs = one.merge(two, on=["slide", "label"], suffixes=("_1", "_2"))
-    matrix = pd.crosstab(
-        pd.Categorical(pairs["class_1"], classes), pd.Categorical(pairs["class_2"], classes), dropna=False
-    ).reindex(index=classes, columns=classes, fill_value=0)
+    counts = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(counts, tuple(pd.Categorical(pairs[name], classes).codes for name in ("class_1", "class_2")), 1)
+    matrix = pd.DataFrame(counts, classes, classes)
     white = [name for name in classes if group_of(name) == "white"]
     n_1, n_2 = (table["class"].value_counts().reindex(white, fill_value=0).to_numpy(np.int64) for table in (one, two))
     return Agreement(names, matrix, kappa(matrix.to_numpy()), _shares(white, n_1, n_2))

@@ -109,7 +109,7 @@ def _read_list(path: Path) -> Iterator[tuple[Path, Mapping[str, str]]]:
     if taken := [name for name in table.columns if name in SUMMARY[3:]]:
         raise ListError(f"{path}: the column {taken[0]!r} is one of summary.csv itself; rename it")
     for row in table.to_dict("records"):
-        slide = row["slide"].strip()
+        slide = row["slide"].strip().replace("\0", "\N{REPLACEMENT CHARACTER}")
         if slide:
             about = {str(name): printable(value.strip()) for name, value in row.items() if name != "slide"}
             yield path.parent / slide, about

@@ -141,8 +141,8 @@ class ModelCard:
                     raise ValueError(f"{name} must be a list")
                 data[name] = tuple(data.get(name, []))
             data["views"] = tuple(tuple(view) for view in data.get("views", []))
-            if not all(isinstance(name, str) and name for name in data["classes"]):
-                raise ValueError("classes must be names")
+            if not all(isinstance(name, str) and name for name in (*data["classes"], data["name"], data["network"])):
+                raise ValueError("name, network and classes must be names")
             return cls(**data)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"a field is missing, unknown or of the wrong type ({error})") from error
@@ -202,7 +202,7 @@ class Classifier:
         try:
             card = ModelCard.from_json(card_path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise ModelError(f"{card_path}: not a valid model card: {error}") from error
+            raise ModelError(f"{card_path}: not a valid model card: {error}; copy it again, or correct it") from error
         weights_path = card_path.with_suffix(".safetensors")
         state = _read_weights(weights_path, card)
         try:

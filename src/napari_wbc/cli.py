@@ -173,7 +173,7 @@ def classify(
     from .atomic import check_writable, new_file
     from .record import Settings
     from .single import classify_crops
-    from .tables import harmless
+    from .tables import to_csv
 
     run = Run("classify", crops, Settings(mpp, threshold))
     classifier = load_classifier(model, device)
@@ -190,7 +190,8 @@ def classify(
         if result.error:
             run.fail(result.path, result.error)
     with told(), new_file(output) as fresh:
-        harmless(pd.DataFrame(rows[len(run.missing) :] + rows[: len(run.missing)])).to_csv(fresh, index=False)
+        table = pd.DataFrame(rows[len(run.missing) :] + rows[: len(run.missing)])
+        fresh.write_text(to_csv(table), encoding="utf-8", newline="\n")
     done = [row for row in rows if not row["error"]]
     print_table(["class", "crops"], Counter(row["class"] for row in done).most_common())
     run.notes = Counter(f"scale {row['scale']}" for row in done)

@@ -117,7 +117,7 @@ class Run:
         """Write ``differential.csv`` and ``run.json``."""
         from .atomic import new_file
         from .record import write_record
-        from .tables import harmless
+        from .tables import to_csv
 
         if counts is None:
             # Counts of an earlier run are not counts of this one.
@@ -125,7 +125,7 @@ class Run:
                 (output / "differential.csv").unlink()
         else:
             with new_file(output / "differential.csv") as fresh:
-                harmless(counts).to_csv(fresh, index=False)
+                fresh.write_text(to_csv(counts), encoding="utf-8", newline="\n")
         seconds = time.perf_counter() - self.start
         outcomes = [*self.outcomes, *self.missing]
         write_record(output / "run.json", self.command, self.started, seconds, outcomes, card, self.settings)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from .atomic import DEBRIS, ExportError, check_replaceable, new_folder, safe_name
 from .cells import Cells
-from .tables import as_text, exact, harmless
+from .tables import as_text, exact, to_csv
 
 MPP_TEXT = "napari-wbc:mpp"
 TABLE = "crops.csv"
@@ -65,7 +65,7 @@ def write_crops(
         for crop, name in zip(crops, files, strict=True):
             (fresh / name).parent.mkdir(exist_ok=True)
             Image.fromarray(crop).save(fresh / name, **tags)
-        harmless(as_text(table)).to_csv(fresh / TABLE, index=False)
+        (fresh / TABLE).write_text(to_csv(as_text(table)), encoding="utf-8", newline="\n")
     return folder
 
 
@@ -115,7 +115,7 @@ def _listed(folder: Path) -> set[str] | None:
     try:
         with (folder / TABLE).open(encoding="utf-8-sig", newline="") as stream:
             rows = [(exact(row["file"]), exact(row["class"])) for row in csv.DictReader(stream)]
-    except (ValueError, KeyError, csv.Error):
+    except (ValueError, KeyError, AttributeError, csv.Error):  # a row that is cut short holds None
         return None
     as_written = all(file and file.partition("/")[0] == _class_folder(name or "") for file, name in rows)
     return {file for file, _ in rows} if as_written else None

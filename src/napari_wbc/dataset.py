@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -229,9 +230,10 @@ def _find(root: Path, file: str, name: str, split: str) -> Path | None:
     """The file beside the table, or where trees of splits and classes keep it."""
     if not file or "\0" in file:
         return None
-    for candidate in (root / file, root / split / name / Path(file).name):
-        if candidate.is_file():
-            return candidate
+    with suppress(OSError):  # a name that is too long for a file
+        for candidate in (root / file, root / split / name / Path(file).name):
+            if candidate.is_file():
+                return candidate
     return None
 
 

@@ -280,7 +280,13 @@ def read_predictions(folder: str | Path, part: str) -> Evaluation:
         table = table[table["split"] == part].reset_index(drop=True)
         classes = tuple(name.removeprefix("p_") for name in table.columns if name.startswith("p_"))
         unit = table["unit"].to_numpy(np.int64)
-        table[[f"p_{name}" for name in classes]].to_numpy(np.float64)
+        p = table[[f"p_{name}" for name in classes]].to_numpy(np.float64)
+        if not ((p >= 0) & (p <= 1)).all():
+            raise ValueError("a probability is not from 0 to 1")
+        if strange := sorted(set(table["class"].astype(str)) - set(classes)):
+            raise ValueError(f"the class {strange[0]!r} has no column p_{strange[0]}")
+        if not set(table["right"].astype(str)) <= {"True", "False"} or "file" not in table or "predicted" not in table:
+            raise ValueError("the columns file, predicted and right, True or False, are needed")
     except (OSError, ValueError, KeyError) as error:
         raise DatasetError(f"{folder}: predictions.csv of the run cannot be read ({error}); train again") from error
     return Evaluation(folder.name, part, classes, table, unit, classes)

@@ -18,7 +18,7 @@ from .crop_folder import write_crops
 from .decisions import decided_in
 from .geojson import Rings, outlines
 from .review import REVIEW_FILES, check_not_reviewed, check_uncorrected, differs_from_model, mark_of
-from .tables import MARK, encode, harmless, read_cells, write_cells
+from .tables import MARK, encode, read_cells, to_csv, write_cells
 
 if TYPE_CHECKING:
     from .pipeline import Analysis
@@ -200,7 +200,7 @@ def write_folder(
         if "differential.csv" in files:
             slides = list(dict.fromkeys(cells.table["slide"])) or [""]
             blocks = [differential(Cells(cells.table[cells.table["slide"] == name]), name) for name in slides]
-            harmless(pd.concat(blocks)).to_csv(fresh / "differential.csv", index=False)
+            (fresh / "differential.csv").write_text(to_csv(pd.concat(blocks)), encoding="utf-8", newline="\n")
         if also is not None:
             also(fresh)
     return folder
@@ -327,6 +327,8 @@ def _read_labels(path: Path) -> tuple[npt.NDArray[np.integer[Any]], Path | None]
     except Exception as error:
         raise ExportError(f"{path}: not a TIFF, damaged or cut short ({error}); write the results again") from error
     if labels.ndim != 2 or not np.issubdtype(labels.dtype, np.integer):
-        raise ExportError(f"{path}: not a label image but {labels.dtype} of shape {labels.shape}")
+        raise ExportError(
+            f"{path}: not a label image but {labels.dtype} of shape {labels.shape}; write the results again"
+        )
     picture = metadata.get("picture")
     return labels, Path(picture) if isinstance(picture, str) and metadata.get("creator") == _CREATOR else None

@@ -59,7 +59,10 @@ def find_images(arguments: Iterable[str | Path]) -> tuple[list[Path], list[tuple
     images: dict[Path, Path] = {}
     missing = []
     for argument in map(Path, arguments):
-        found, reason = _expand(argument)
+        try:
+            found, reason = _expand(argument)
+        except (OSError, ValueError):  # too long, or with a zero in it
+            found, reason = [], "no file can have this name; check the spelling"
         if not found:
             missing.append((argument, reason))
         for path in found:

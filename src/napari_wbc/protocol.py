@@ -46,10 +46,10 @@ class Stage:
             raise ValueError(f"stage {self.name!r}: folds is {self.folds}, but must be 2 or more, or 0 for none")
         for key, values in self.sweep.items():
             if not values:
-                raise ValueError(f"stage {self.name!r}: {key} has no values to try")
+                raise ValueError(f"stage {self.name!r}: {key} has no values to try; give some")
         names = [name for name, _ in self.variants()]
         if len(set(names)) < len(names):
-            raise ValueError(f"stage {self.name!r}: the same is tried twice")
+            raise ValueError(f"stage {self.name!r}: the same is tried twice; leave one out")
 
     def variants(self) -> list[tuple[str, dict[str, Any]]]:
         """Names of what is tried, and the keys of the recipe that make it."""
@@ -137,7 +137,7 @@ def load_protocol(name: str | Path) -> Protocol:
         protocol = Protocol(recipe, tuple(stages), **{**told, "reported": tuple(told.get("reported", ()))})
         for _, changes in (variant for stage in stages for variant in stage.variants()):
             recipe.but(**changes)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{name}: {error}") from error
     return protocol
 

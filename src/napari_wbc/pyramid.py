@@ -182,9 +182,15 @@ class ArrayLevels(_Bare):
         """Return a part of a level."""
         window = (slice(top, bottom), slice(left, right))
         array = self._arrays[level]
-        if self._channel == 0:
-            return np.ascontiguousarray(np.moveaxis(np.asarray(array[(slice(0, 3), *window)]), 0, -1))
-        return np.ascontiguousarray(np.asarray(array[window])[..., :3])
+        try:
+            if self._channel == 0:
+                return np.ascontiguousarray(np.moveaxis(np.asarray(array[(slice(0, 3), *window)]), 0, -1))
+            return np.ascontiguousarray(np.asarray(array[window])[..., :3])
+        except MemoryError:
+            raise
+        # zarr, and whatever library the arrays are of, raise what broken chunks make them raise.
+        except Exception as error:
+            raise ImageError(f"a part of level {level} is damaged ({error}); copy or export the slide again") from error
 
 
 class _File(_Bare):
@@ -257,12 +263,12 @@ class TiffPixels(_File):
         page = self._pages[level]
         rows, columns = page.chunks[:2]
         index = place[0] * -(-page.imagewidth // columns) + place[1]
-        size = page.databytecounts[index]
-        if size == 0:  # scanners leave empty glass out
-            return np.full((rows, columns, 3), 255, np.uint8)
         file = self._handle()
-        file.seek(page.dataoffsets[index])
         try:
+            size = page.databytecounts[index]
+            if size == 0:  # scanners leave empty glass out
+                return np.full((rows, columns, 3), 255, np.uint8)
+            file.seek(page.dataoffsets[index])
             segment = page.decode(file.read(size), index, jpegtables=page.jpegtables, _fullsize=True)[0]
         # Decoders raise whatever a damaged tile makes them raise.
         except Exception as error:

@@ -211,7 +211,7 @@ def load_recipe(name: str | Path | Mapping[str, Any]) -> Recipe:
         data.pop(key, None)
     try:
         return Recipe(**typed(data, where))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
 
 
@@ -250,5 +250,5 @@ def read_toml(name: str | Path) -> dict[str, Any]:
         raise ValueError(f"no recipe {str(name)!r}: give a TOML file or one of {', '.join(recipes())}")
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a recipe in TOML: {error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: not a recipe in TOML: {error}; correct it") from error

@@ -61,7 +61,7 @@ def load_ranges(path: str | Path | None = None) -> Ranges:
         return Ranges(str(given["source"]), found["percent"], found["per_ul"])
     except OSError as error:
         raise RangesError(f"{path}: cannot be read: {error.strerror or error}; give a TOML file of ranges") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise RangesError(f"{path}: not a table of reference ranges ({error}); copy {SHIPPED} and edit it") from error
 
 

@@ -30,6 +30,9 @@ __all__ = ["IMAGE_SUFFIXES", "MAX_MEGAPIXELS", "SLIDE_SUFFIXES", "ImageError", "
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 MAX_MEGAPIXELS = 250.0
+LONGEST_SIDE = 2_000_000
+"""Of a slide: 76 mm of glass at 0.04 µm per pixel, finer than any scanner. A file that claims more lies, and a view of
+the whole would take days."""
 _pillow_limit = threading.Lock()
 
 
@@ -106,6 +109,10 @@ class Slide:
         try:
             pixels, notes = open_levels(path, max_megapixels)
             if pixels is not None:
+                if max(pixels.shapes[0]) > LONGEST_SIDE:
+                    raise ImageError(
+                        f"the slide claims {_size(*pixels.shapes[0])}, more than a glass slide has; export it again"
+                    )
                 known, doubt = plausible_mpp(pixels.mpp)
                 mpp = known if mpp is None else mpp
                 return cls(WithCoarser(pixels), path.name, path, mpp, notes + doubt)
@@ -178,12 +185,18 @@ class Slide:
         rows, columns = self.pixels.shapes[level]
         inside = (max(0, top), max(0, left), min(rows, bottom), min(columns, right))
         if inside == region:
-            return self.pixels.read(level, *region)
+            return self._part(level, region)
         out = np.full((max(0, bottom - top), max(0, right - left), 3), 255, np.uint8)
         if inside[0] < inside[2] and inside[1] < inside[3]:
-            part = self.pixels.read(level, *inside)
+            part = self._part(level, inside)
             out[inside[0] - top : inside[2] - top, inside[1] - left : inside[3] - left] = part
         return out
+
+    def _part(self, level: int, region: tuple[int, int, int, int]) -> npt.NDArray[np.uint8]:
+        try:
+            return self.pixels.read(level, *region)
+        except ImageError as error:
+            raise ImageError(f"{self.path or self.name}: {error}") from error
 
     def tiles(self, size: int, halo: int = 0, level: int = 0) -> Iterator[Tile]:
         """Read a level tile by tile.
@@ -278,7 +291,7 @@ def to_rgb(array: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], tuple[str, .
         array = np.moveaxis(array, 0, -1)
         notes.append("colour channels moved from the first axis to the last")
     if array.size == 0:
-        raise ImageError(f"the picture has no pixels (shape {array.shape})")
+        raise ImageError(f"the picture has no pixels (shape {array.shape}); export it again")
     if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 2)):
         raise ImageError(
             "the picture is grey; white cells are told from red cells by colour, so open the colour original"

@@ -225,7 +225,7 @@ def _planes(arrays: Sequence[Any], names: Sequence[str]) -> tuple[list[Any], int
     kept = [k for k, name in enumerate(names) if name in ("c", "y", "x")]
     others = [k for k in range(len(names)) if k not in kept]
     if any(arrays[0].shape[k] != 1 for k in others) or sorted(names[k] for k in kept) != ["c", "x", "y"]:
-        raise ImageError(f"axes {''.join(names)} of shape {arrays[0].shape} are not one RGB picture")
+        raise ImageError(f"axes {''.join(names)} of shape {arrays[0].shape} are not one RGB picture; export it as such")
     channel = 0 if names[kept[0]] == "c" else 2
     return ([_Plane(a, others) for a in arrays] if others else list(arrays)), channel
 

@@ -284,7 +284,9 @@ def read_split(file: str | Path, data: Dataset) -> npt.NDArray[np.str_]:
         keys = ["file", *(c for c in ("y0", "x0") if c in table)]
         told = {tuple(row): part for *row, part in table[[*keys, "split"]].itertuples(index=False)}
     except (OSError, ValueError, KeyError) as error:
-        raise DatasetError(f"{file}: not a split (columns file, split): {error}") from error
+        raise DatasetError(
+            f"{file}: not a split ({error}); a CSV table with the columns file and split is needed"
+        ) from error
     wanted = data.table[keys].astype(object).where(data.table[keys].notna(), "").astype(str)
     # Folders move: names below the data's folder are enough where they are unique.
     parts = [told.get(tuple(row), "") for row in wanted.itertuples(index=False)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import re
 from collections.abc import Mapping
@@ -74,8 +75,13 @@ def read_cells(path: str | Path) -> Cells:
         cells = _decode(data, path.suffix.lower())
         if not np.isfinite(cells.centroids).all():
             raise CellsError("centroid-0 and centroid-1 must be numbers")
+    except UnicodeDecodeError as error:
+        raise CellsError(f"{path}: not a table of cells: not UTF-8; save it as such, or write it again") from error
     except (ValueError, OverflowError) as error:
-        raise CellsError(f"{path}: not a table of cells: {error}") from error
+        remedy = (
+            "" if isinstance(error, CellsError) and "; " in str(error) else "; correct it, or write the results again"
+        )
+        raise CellsError(f"{path}: not a table of cells: {error}{remedy}") from error
     return cells
 
 
@@ -87,7 +93,7 @@ def _check_suffix(path: Path) -> None:
 def encode(cells: Cells, suffix: str, rings: Mapping[int, Rings], mark: str = "") -> bytes:
     """Return a table of cells as the bytes of a file; in Parquet `mark` is kept under `MARK`."""
     if suffix == ".csv":
-        return harmless(as_text(cells.table)).to_csv(index=False, lineterminator="\n").encode("utf-8")
+        return to_csv(as_text(cells.table)).encode("utf-8")
     if suffix == ".geojson":
         return to_geojson(cells, rings).encode("utf-8")
     import pyarrow as pa
@@ -136,6 +142,17 @@ def harmless(table: pd.DataFrame) -> pd.DataFrame:
     # Through lists: `map` would make numbers of a mixed column floats.
     guarded = {str(name): pd.Series([_guarded(v) for v in table[name]], table.index, dtype=object) for name in texts}
     return table.assign(**guarded)
+
+
+def to_csv(table: pd.DataFrame) -> str:
+    """Return a table as CSV that comes back as it was and that is harmless to spreadsheets."""
+    table = harmless(table)
+    texts = [table[name] for name, dtype in table.dtypes.items() if not pd.api.types.is_numeric_dtype(dtype)]
+    # The csv module leaves a carriage return bare, and readers take it for the end of a line.
+    bare = any("\r" in str(value) for values in (table.columns, *texts) for value in values)
+    if bare:
+        return table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    return table.to_csv(index=False, lineterminator="\n")
 
 
 def _guarded(value: Any) -> Any:

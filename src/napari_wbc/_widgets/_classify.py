@@ -32,6 +32,7 @@ from napari_wbc.models import find_model
 
 from ._dock import EXPECTED, Dock, LayerChoice
 from ._models import ModelChoice
+from ._preferences import preference
 from ._source import KEY, drawn_regions, labels_array, layer_mpp, scale_line, seen_region, slide_of
 
 if TYPE_CHECKING:
@@ -391,6 +392,7 @@ class ClassifyWidget(Dock):
         self.mpp.setToolTip("µm per pixel of the picture; blank: measured from the red cells (7.2 µm)")
         for edit, most in ((self.threshold, 1.0), (self.mpp, 5.0)):
             edit.setValidator(QDoubleValidator(0.0, most, 6))
+        self.threshold.setText(f"{preference('threshold'):g}" if preference("threshold") else "")
         inside = QWidget()
         form = QFormLayout(inside)
         form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)

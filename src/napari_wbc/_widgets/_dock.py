@@ -12,9 +12,23 @@ from napari.layers import Image, Layer
 from napari.qt.threading import create_worker
 from napari.utils.notifications import show_error
 from qtpy.compat import isalive
-from qtpy.QtCore import QEvent, Qt, Signal
-from qtpy.QtWidgets import QComboBox, QFormLayout, QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
+from qtpy.QtCore import QEvent, Qt, QTimer, Signal
+from qtpy.QtWidgets import (
+    QComboBox,
+    QDockWidget,
+    QFormLayout,
+    QHBoxLayout,
+    QLabel,
+    QMainWindow,
+    QProgressBar,
+    QPushButton,
+    QVBoxLayout,
+    QWidget,
+)
 
+from napari_wbc.palette import use_palette
+
+from ._preferences import preference
 from ._source import CROPS, DENSITY, KEY, REGIONS
 
 if TYPE_CHECKING:
@@ -126,7 +140,44 @@ def _quit(workers: list[Any]) -> None:
         worker.quit()
 
 
-class ButtonDock(QWidget):
+class SharedPlace(QWidget):
+    """A dock that shares one place of the window with the others of ours: below each other none of them has room.
+
+    Parameters
+    ----------
+    napari_viewer : napari.Viewer
+        The viewer the dock belongs to.
+    """
+
+    def __init__(self, napari_viewer: Viewer) -> None:
+        super().__init__()
+        use_palette(preference("palette"))
+        self.viewer = napari_viewer
+        self._has_place = False
+        # As the window was before the dock made it higher.
+        self._window_before = napari_viewer.window.geometry()[2:]
+
+    def showEvent(self, event: Any) -> None:  # noqa: N802
+        """Go behind the same tabs as the others."""
+        super().showEvent(event)
+        dock, window = self.parent(), self.window()
+        while dock is not None and not isinstance(dock, QDockWidget):
+            dock = dock.parent()
+        if self._has_place or dock is None or not isinstance(window, QMainWindow):
+            return
+        self._has_place = True
+        area = window.dockWidgetArea(dock)
+        for other in window.findChildren(QDockWidget):
+            ours = other is not dock and other.isVisible() and other.findChild(SharedPlace) is not None
+            if ours and not dock.isFloating() and window.dockWidgetArea(other) == area:
+                window.tabifyDockWidget(other, dock)
+                dock.raise_()
+                if not window.isMaximized() and not window.isFullScreen():
+                    QTimer.singleShot(0, partial(window.resize, *self._window_before))
+                return
+
+
+class ButtonDock(SharedPlace):
     """A form, one button, progress with *Cancel*, and a line that says what is next.
 
     Parameters
@@ -142,8 +193,7 @@ class ButtonDock(QWidget):
     verb = "Run"
 
     def __init__(self, napari_viewer: Viewer) -> None:
-        super().__init__()
-        self.viewer = napari_viewer
+        super().__init__(napari_viewer)
         self.form = QFormLayout()
         self.form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         self.run_button = QPushButton(self.verb)

@@ -9,6 +9,8 @@ from qtpy.QtWidgets import QApplication, QComboBox, QFileDialog
 
 from napari_wbc.models import DEFAULT_MODEL, available_models
 
+from ._preferences import preference
+
 BROWSE = "Browse…"
 
 
@@ -24,8 +26,12 @@ class ModelChoice(QComboBox):
         self.setMinimumContentsLength(12)
         self._browsed: dict[str, Path] = {}
         self._before: str | None = None
+        preferred = preference("model")
+        if preferred.endswith(".json") and Path(preferred).is_file():
+            self._browsed[Path(preferred).stem] = Path(preferred)
+            preferred = Path(preferred).stem
         self.refresh()
-        self.choose(DEFAULT_MODEL)
+        self.choose(preferred if self.findText(preferred) >= 0 else DEFAULT_MODEL)
         self.activated.connect(self._on_activated)
 
     def refresh(self) -> None:

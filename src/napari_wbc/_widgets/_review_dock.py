@@ -9,21 +9,18 @@ from typing import TYPE_CHECKING, Any
 from napari.layers import Points
 from napari.utils.notifications import show_warning
 from qtpy.compat import isalive
-from qtpy.QtCore import QEvent, Qt, QTimer
+from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import (
-    QDockWidget,
     QFileDialog,
     QFormLayout,
     QHBoxLayout,
     QLabel,
     QLineEdit,
-    QMainWindow,
     QPushButton,
     QVBoxLayout,
-    QWidget,
 )
 
-from ._dock import EXPECTED, LayerChoice
+from ._dock import EXPECTED, LayerChoice, SharedPlace
 from ._layers import CELLS
 from ._review import Review, begin
 from ._source import KEY
@@ -63,7 +60,7 @@ class _Held:
             review.leave(self)
 
 
-class ReviewDock(QWidget):
+class ReviewDock(SharedPlace):
     """A dock that shows the review of a layer of cells; several docks share one.
 
     Parameters
@@ -78,15 +75,11 @@ class ReviewDock(QWidget):
     """
 
     def __init__(self, napari_viewer: Viewer) -> None:
-        super().__init__()
-        self.viewer = napari_viewer
+        super().__init__(napari_viewer)
         self.review: Review | None = None
         # Bound methods of a dying widget are not called any more; when the window closes, this leaves for it.
         self._held = _Held()
         self.destroyed.connect(partial(_Held.leave, self._held))
-        self._placed = False
-        # As the window was before the dock made it higher.
-        self._before = napari_viewer.window.geometry()[2:]
         self.choice = CellsChoice(napari_viewer)
         self.open_button = QPushButton("Open results…")
         self.open_button.setToolTip("Open a folder of results, to review it")
@@ -204,22 +197,3 @@ class ReviewDock(QWidget):
 
     def leave(self) -> None:
         """Stop what the dock does in the background."""
-
-    def showEvent(self, event: Any) -> None:  # noqa: N802
-        """Share the place of other docks of ours: below each other none of them has room."""
-        super().showEvent(event)
-        dock, window = self.parent(), self.window()
-        while dock is not None and not isinstance(dock, QDockWidget):
-            dock = dock.parent()
-        if self._placed or dock is None or not isinstance(window, QMainWindow):
-            return
-        self._placed = True
-        area = window.dockWidgetArea(dock)
-        for other in window.findChildren(QDockWidget):
-            ours = other is not dock and other.isVisible() and other.findChild(LayerChoice) is not None
-            if ours and not dock.isFloating() and window.dockWidgetArea(other) == area:
-                window.tabifyDockWidget(other, dock)
-                dock.raise_()
-                if not window.isMaximized() and not window.isFullScreen():
-                    QTimer.singleShot(0, partial(window.resize, *self._before))
-                return

@@ -14,6 +14,7 @@ from napari_wbc.decisions import Decided
 from napari_wbc.review_session import Kept, ReadOnlyError, ReviewSession
 
 from ._layers import cells_of
+from ._preferences import preference
 from ._source import KEY
 
 
@@ -50,7 +51,7 @@ def _decide_what_differs(session: ReviewSession, shown: Cells, since: Cells, rev
 def user() -> str:
     """Return who uses this computer, as a reviewer's name."""
     try:
-        name = getpass.getuser()
+        name = preference("reviewer") or getpass.getuser()
     except (OSError, KeyError):
         return "reviewer"
     return name if name[:1].isalnum() and name.isprintable() else "reviewer"

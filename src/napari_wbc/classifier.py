@@ -320,8 +320,8 @@ class Classifier:
             threads = torch.get_num_threads()
             try:
                 with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                    if self._accelerated:  # which has threads of its own, and whose numbers do not depend on them
-                        found = [self._weigh(self._accelerated(seen)) for seen in pool.map(self._views, parts)]
+                    if self._accelerated:  # which has threads of its own
+                        found = [self._weigh(seen) for seen in self._accelerated(pool.map(self._views, parts))]
                     else:
                         found = list(pool.map(self._look, parts))
             finally:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-In, Out = TypeVar("In"), TypeVar("Out")
+In = TypeVar("In")
+Out = TypeVar("Out")
 
 
 def ahead(job: Callable[[In], Out], items: Iterable[In]) -> Generator[tuple[In, Out], None, None]:

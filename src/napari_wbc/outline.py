@@ -172,7 +172,7 @@ def _off_ray(density: Float, colour: npt.NDArray[Any], least: float, most: float
     return result
 
 
-def _gains(score: Float, centre: Points, unit: float) -> Float:
+def _gains(score: Float, centre: Points, unit: float) -> Points:
     """Score summed outwards along the rays from ``centre``, (64, as far as the farthest corner)."""
     angle = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
     reach = int(np.hypot(*np.maximum(centre, np.array(score.shape) - centre))) + 2
@@ -180,11 +180,11 @@ def _gains(score: Float, centre: Points, unit: float) -> Float:
     rays = centre[:, None, None] + radius * np.stack([np.sin(angle), np.cos(angle)])[:, :, None]
     # Beyond the image nothing is known; a cell that the border cuts may go on a little.
     along = ndi.map_coordinates(score, rays, order=1, mode="constant", cval=-0.2)
-    gain: Float = np.cumsum(along * radius, axis=1) * (unit * unit)
+    gain: Points = np.cumsum(along * radius, axis=1) * (unit * unit)
     return gain
 
 
-def _best_radii(gains: Sequence[Float], unit: float) -> Points:
+def _best_radii(gains: Sequence[Points], unit: float) -> Points:
     """Radii (n, 64) of the outlines that enclose most score and stay smooth.
 
     Dynamic programming around the circle picks the radius of each ray, where a step between neighbours costs its

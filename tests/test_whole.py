@@ -88,7 +88,7 @@ def test_no_window_sees_its_neighbours_on_the_sheet(path, found, monkeypatch):
 
 
 def test_a_cell_that_its_window_cuts_is_seen_whole(path, found, monkeypatch):
-    monkeypatch.setattr("napari_wbc.whole._REACH_UM", 8.0)
+    monkeypatch.setattr("napari_wbc.whole._REACH_UM", 10.0)
     again = run(analyse(Slide.open(path)))
     assert len(again.cells) == N_CELLS
     assert np.abs(again.cells.centroids - found.cells.centroids).max() * slides.MPP < 0.3

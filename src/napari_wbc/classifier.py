@@ -321,7 +321,8 @@ class Classifier:
             try:
                 with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
                     if self._accelerated:  # which has threads of its own
-                        found = [self._weigh(seen) for seen in self._accelerated(pool.map(self._views, parts))]
+                        # Sums of torch in this thread would leave its other threads spinning in the way.
+                        found = list(pool.map(self._weigh, list(self._accelerated(pool.map(self._views, parts)))))
                     else:
                         found = list(pool.map(self._look, parts))
             finally:

@@ -34,13 +34,13 @@ from .slide import Slide
 if TYPE_CHECKING:
     from .classifier import Classifier, ModelCard
 
-_REACH_UM, _FAR_UM = 20.0, 32.0
+_REACH_UM, _FAR_UM = 17.0, 32.0
 """Half the side of the window around a candidate: a large cell and what its outline is told from, or the largest."""
 
 _FILM_UM = 6.0
 """Between two windows of a sheet: wider than any gap between the lobes of a nucleus."""
 
-_SHEET = 16
+_SHEET = 24
 _BATCH = 64
 _OTHERS = 1e9
 """Added to the distance of a cell that belongs to another candidate."""

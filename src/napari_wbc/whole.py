@@ -1,8 +1,8 @@
-"""The white cells of a whole slide: a coarse look for candidates, then full resolution around each of them.
+"""The white cells of a whole slide: a coarse look for candidates, then outlines around each, and crops in full resolution.
 
-A window of one size is read around every candidate and segmented by itself, with what was measured once for the whole
-slide. A cell belongs to the candidate that is nearest to its centre: it is counted exactly once, and no window depends
-on where tiles begin or how many threads work. Memory is bounded by a few windows and tiles, and by the table of cells.
+A window is read around every candidate and segmented, with what was measured once for the whole slide. A cell belongs to
+the candidate that is nearest to its centre: it is counted exactly once, and no window depends on where tiles begin or
+how many threads work. Memory is bounded by a few windows and tiles, and by the table of cells.
 
 `find` strings three steps together: a plan of the slide (`napari_wbc.plan`), its parts (`examine`), and what they found
 put together (`once`, `judge`, `assemble`). A cluster runs the same steps, the parts wherever there is room.
@@ -120,7 +120,7 @@ def find(
 def examine(
     slide: Slide, plan: Plan, parts: Sequence[range], classifier: Classifier | None, threshold: float = 0.0
 ) -> Generator[Step, None, list[Sighting]]:
-    """Look at parts of a slide in full resolution.
+    """Outline and classify the cells of parts of a slide.
 
     Parameters
     ----------

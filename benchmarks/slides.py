@@ -452,8 +452,8 @@ def main() -> None:
     if "dask" in args.rows:
         paths = [str(path) for path in copies(make("small", args.folder, args.data))]
         one, two, both = (
-            measured(["batch", "--workers", str(n), "--threads", str(threads), "--slide", *paths], args.repeats)
-            for n, threads in ((1, 1), (2, 1), (1, 2))
+            measured(["batch", "--workers", str(n), "--threads", str(threads), "--slide", *paths], repeats)
+            for n, threads, repeats in ((1, 1, args.repeats), (2, 1, args.repeats), (1, 2, 1))
         )
         print(
             f"Dask local cluster, 2 workers against 1 of the same kind (one thread) on {N_BATCH} slides: "

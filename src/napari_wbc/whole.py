@@ -1,8 +1,8 @@
-"""The white cells of a whole slide: a coarse look for candidates, then outlines around each, and crops in full resolution.
+"""The white cells of a whole slide: a coarse look for candidates, outlines around each, crops in full resolution.
 
-A window is read around every candidate and segmented, with what was measured once for the whole slide. A cell belongs to
-the candidate that is nearest to its centre: it is counted exactly once, and no window depends on where tiles begin or
-how many threads work. Memory is bounded by a few windows and tiles, and by the table of cells.
+A window is read around every candidate and segmented, with what was measured once for the whole slide. A cell belongs
+to the candidate that is nearest to its centre: it is counted exactly once, and no window depends on where tiles begin
+or on how many threads work. Memory is bounded by a few windows and tiles, and by the table of cells.
 
 `find` strings three steps together: a plan of the slide (`napari_wbc.plan`), its parts (`examine`), and what they found
 put together (`once`, `judge`, `assemble`). A cluster runs the same steps, the parts wherever there is room.

@@ -271,7 +271,7 @@ def tiatoolbox(python: Path, path: Path, share: float, tuned: bool) -> dict[str,
     out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
     found = json.loads(out.splitlines()[-1])
     return {
-        "seconds": found["seconds"] * found["of"] / found["tiles"],
+        **{k: found[k] * found["of"] / found["tiles"] for k in ("seconds", "busy")},
         **{k: found[k] for k in ("tiles", "of", "tiatoolbox")},
     }
 
@@ -371,7 +371,8 @@ def speed(name: str, args: argparse.Namespace) -> None:
         print(
             f"{name}, TIAToolbox {other['tiatoolbox']} with its allocator {'tuned' if tuned else 'as it comes'}: "
             f"{other['seconds']:.0f} s for {other['of']} tiles (from {other['tiles']} of them), "
-            f"{other['seconds'] / ours['seconds']:.1f}× ours", flush=True,
+            f"{other['seconds'] / ours['seconds']:.1f}× ours ({other['busy'] / ours['busy']:.1f}× its time of processors)",
+            flush=True,
         )  # fmt: skip
 
 

@@ -226,9 +226,11 @@ def _kept(peaks: npt.NDArray[np.float64], apart: float) -> npt.NDArray[np.bool_]
         return kept
     pairs = cKDTree(peaks[:, :2]).query_pairs(apart, output_type="ndarray")
     pairs = np.sort(pairs, axis=1)
-    for better, worse in pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))].tolist():
-        if kept[better]:
-            kept[worse] = False
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    for start in range(0, len(pairs), 4096):  # numbers of Python take much more memory than those of an array
+        for better, worse in pairs[start : start + 4096].tolist():
+            if kept[better]:
+                kept[worse] = False
     return kept
 
 

@@ -40,6 +40,10 @@ _REACH_UM, _FAR_UM = 17.0, 32.0
 _FILM_UM = 6.0
 """Between two windows of a sheet: wider than any gap between the lobes of a nucleus."""
 
+_MEASURED = ["label", *(f"{name}-{axis}" for name, n in (("centroid", 2), ("bbox", 4)) for axis in range(n))]
+_MEASURED += ["area", "nucleus_area", "area_um2", "nucleus_area_um2", "eccentricity", "solidity", "at_border", "mpp"]
+"""What is kept of a cell until the table is made: of a slide there may be many."""
+
 _SHEET = 24
 _BATCH = 64
 _OTHERS = 1e9
@@ -286,9 +290,10 @@ class _Job:
             labels = np.where(kept[seen.labels], seen.labels, 0)
             rings = outlines(labels)
             cells = measure(labels, seen.nuclei, slide=self.slide.name, mpp=self.mpp)
-            for row in cells.table.to_dict("records"):
-                i = where[row["label"]]
-                found[i].append(self._sighting(row, rings[row["label"]], shifts[i], group[i]))
+            for row in cells.table[_MEASURED].to_dict("records"):
+                label = row.pop("label")
+                i = where[label]
+                found[i].append(self._sighting(row, rings[label], shifts[i], group[i]))
         return list(zip(found, is_cut, strict=True))
 
     def _window(self, k: int, half: int) -> tuple[int, int, int, int]:
@@ -356,7 +361,8 @@ def _table(found: Sequence[Sighting], name: str, card: ModelCard | None, thresho
     if not found:
         return Cells.empty(card.classes if card else ())
     table = pd.DataFrame([cell.row for cell in found])
-    table["label"], table["slide"] = np.arange(1, len(found) + 1), name
+    table["label"], table["slide"], table["probability"] = np.arange(1, len(found) + 1), name, np.nan
+    table["class"] = table["class_model"] = ""
     cells = Cells(table)
     if card is None:
         return cells

@@ -79,6 +79,30 @@ def test_no_cell_lies_in_another(tmp_path):
     assert (seen > 1).sum() < 0.01 * seen.sum()
 
 
+def test_no_window_sees_its_neighbours_on_the_sheet(path, found, monkeypatch):
+    monkeypatch.setattr("napari_wbc.whole._SHEET", 1)
+    alone = run(analyse(Slide.open(path)))
+    assert len(alone.cells) == N_CELLS
+    assert np.abs(alone.cells.centroids - found.cells.centroids).max() * slides.MPP < 0.3
+    np.testing.assert_allclose(alone.cells.table["area_um2"], found.cells.table["area_um2"], rtol=0.1)
+
+
+def test_a_cell_that_its_window_cuts_is_seen_whole(path, found, monkeypatch):
+    monkeypatch.setattr("napari_wbc.whole._REACH_UM", 10.0)
+    again = run(analyse(Slide.open(path)))
+    assert len(again.cells) == N_CELLS
+    assert np.abs(again.cells.centroids - found.cells.centroids).max() * slides.MPP < 0.3
+    np.testing.assert_allclose(again.cells.table["area_um2"], found.cells.table["area_um2"], rtol=0.1)
+
+
+def test_crops_are_cut_at_full_resolution_and_outlines_at_a_coarser_level(path):
+    slide = Slide.open(path)
+    assert slide.level_for(0.5 / slides.MPP) == (1, 4.0)
+    assert slide.level_for(0.5) == (0, 1.0)
+    odd = Slide.from_levels([np.zeros((1001, 2003, 3), np.uint8), np.zeros((251, 501, 3), np.uint8)])
+    assert odd.level_for(5) == (1, 4.0)  # the level was rounded up to whole pixels
+
+
 def test_outlines_lie_where_the_cells_are(found):
     for row in found.cells.table.to_dict("records"):
         ring = np.concatenate(found.whole.rings[row["label"]])

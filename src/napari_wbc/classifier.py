@@ -322,8 +322,9 @@ class Classifier:
             threads = torch.get_num_threads()
             try:
                 with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                    if self._accelerated:  # which has threads of its own, and whose numbers do not depend on them
-                        found = [self._weigh(self._accelerated(seen)) for seen in pool.map(self._views, parts)]
+                    if self._accelerated:  # which has threads of its own
+                        # Sums of torch in this thread would leave its other threads spinning in the way.
+                        found = list(pool.map(self._weigh, list(self._accelerated(pool.map(self._views, parts)))))
                     else:
                         found = list(pool.map(self._look, parts))
             finally:

@@ -16,6 +16,7 @@ from scipy import ndimage as ndi
 from scipy.spatial import cKDTree
 
 from . import scale
+from .ahead import ahead
 from .appearance import thiazine
 from .pyramid import averaged
 from .scale import Float
@@ -150,15 +151,22 @@ def survey(
     found: list[npt.NDArray[np.float64]] = [np.empty((0, 3))]
     side = max(1, round(tile / BLOCK)) * BLOCK
     places = [(y, x) for y in range(0, rows, side) for x in range(0, columns, side) if _meets(view, y, x, side, window)]
-    for done, (y, x) in enumerate(places, start=1):
-        last = (min(y + side, rows), min(x + side, columns))
+
+    def seen(place: tuple[int, int]) -> tuple[npt.NDArray[np.float64], Float]:
+        y, x = place
         first = (max(0, y - _HALO), max(0, x - _HALO))
-        ends = (min(last[0] + _HALO, rows), min(last[1] + _HALO, columns))
+        ends = (min(y + side + _HALO, rows), min(x + side + _HALO, columns))
         density = _density(view.read(*first, *ends), light)
-        own = (slice(y - first[0], last[0] - first[0]), slice(x - first[1], last[1] - first[1]))
-        found.append(_peaks(density, own, view.mpp) + np.array([y, x, 0]))
-        square = (slice(y // BLOCK, -(-last[0] // BLOCK)), slice(x // BLOCK, -(-last[1] // BLOCK)))
-        measured[(slice(None), *square)] = _measured(density, own, level)
+        own = (
+            slice(y - first[0], min(y + side, rows) - first[0]),
+            slice(x - first[1], min(x + side, columns) - first[1]),
+        )
+        return _peaks(density, own, view.mpp) + np.array([y, x, 0]), _measured(density, own, level)
+
+    for done, ((y, x), (peaks, squares)) in enumerate(ahead(seen, places), start=1):
+        found.append(peaks)
+        top, left = y // BLOCK, x // BLOCK
+        measured[:, top : top + squares.shape[1], left : left + squares.shape[2]] = squares
         yield done, len(places)
     peaks = np.concatenate(found)
     order = np.lexsort((peaks[:, 1], peaks[:, 0], -peaks[:, 2]))
@@ -218,9 +226,11 @@ def _kept(peaks: npt.NDArray[np.float64], apart: float) -> npt.NDArray[np.bool_]
         return kept
     pairs = cKDTree(peaks[:, :2]).query_pairs(apart, output_type="ndarray")
     pairs = np.sort(pairs, axis=1)
-    for better, worse in pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))].tolist():
-        if kept[better]:
-            kept[worse] = False
+    pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+    for start in range(0, len(pairs), 4096):  # numbers of Python take much more memory than those of an array
+        for better, worse in pairs[start : start + 4096].tolist():
+            if kept[better]:
+                kept[worse] = False
     return kept
 
 

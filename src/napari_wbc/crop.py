@@ -76,10 +76,9 @@ def crop_cells(
     sees two cells. Background is what a smear mostly shows around a cell.
     """
     crops = np.empty((len(centroids), size.pixels, size.pixels, 3), np.uint8)
-    fill = background_colour(image) if len(centroids) else np.zeros(3, np.uint8)
     scales = np.broadcast_to(np.asarray(mpp, np.float64), len(centroids))
     for k, centroid in enumerate(centroids):
-        crops[k] = _resample(image, centroid, float(scales[k]), size, fill)
+        crops[k] = _resample(image, centroid, float(scales[k]), size)
     return crops
 
 
@@ -88,7 +87,6 @@ def _resample(
     centroid: npt.NDArray[np.floating],
     mpp: float,
     size: CropSize,
-    fill: npt.NDArray[np.uint8],
 ) -> npt.NDArray[np.uint8]:
     """Resample the square around a point."""
     from PIL import Image
@@ -108,7 +106,7 @@ def _resample(
     region = image[max(0, y0) : max(0, y1), max(0, x0) : max(0, x1)]
     if region.shape[:2] != (y1 - y0, x1 - x0):
         padded = np.empty((y1 - y0, x1 - x0, 3), np.uint8)
-        padded[:] = fill
+        padded[:] = background_colour(image)
         row, column = max(0, -y0), max(0, -x0)
         padded[row : row + region.shape[0], column : column + region.shape[1]] = region
         region = padded

@@ -196,7 +196,7 @@ def write_folder(
             from .picture import annotated
 
             reduced = {k: [ring / step for ring in own] for k, own in rings.items()} if step != 1 else rings
-            annotated(image, cells, reduced).save(fresh / "annotated.png", compress_level=4)
+            annotated(image, cells, reduced).save(fresh / "annotated.png", compress_level=2)
         if "differential.csv" in files:
             slides = list(dict.fromkeys(cells.table["slide"])) or [""]
             blocks = [differential(Cells(cells.table[cells.table["slide"] == name]), name) for name in slides]
@@ -214,13 +214,16 @@ def _write_slide(
     from io import BytesIO
 
     from .picture import region_map
+    from .pyramid import averaged
 
     slide = analysis.slide
     more: dict[str, bytes] = {}
     image = slide.thumbnail(_THUMBNAIL)
     if "annotated.png" in files:
         picture = BytesIO()
-        region_map(image, whole.film.kinds, slide.shape, whole.film.step).save(picture, "PNG", compress_level=2)
+        region_map(averaged(image, 2), whole.film.kinds, slide.shape, whole.film.step).save(
+            picture, "PNG", compress_level=2
+        )
         more["regions.png"] = picture.getvalue()
     more |= slide_note(slide) | {"regions.csv": whole.regions.to_csv(index=False).encode()}
     return write_folder(

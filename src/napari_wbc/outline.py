@@ -7,6 +7,7 @@ curve that encloses most of what looks like cytoplasm, found by dynamic programm
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ Labels = npt.NDArray[np.int32]
 Points = npt.NDArray[np.float64]
 
 _ANGLES = 64
+_STEP = 4
+"""Most pixels by which the radii of neighbouring rays differ."""
 
 
 @dataclass(frozen=True)
@@ -112,23 +115,24 @@ def outlines(nuclei: Labels, density: Float, around: Surroundings) -> list[Outli
     distance, nearest = ndi.distance_transform_edt(nuclei == 0, return_indices=True)
     zones = nuclei[tuple(nearest)]
     distance = (distance * unit).astype(np.float32)
-    found = []
+    centres, gains = [], []
     for region in regionprops(nuclei):
         window = grown(region.slice, int(np.ceil(around.max_cytoplasm / unit)) + 1, nuclei.shape)
         own = zones[window] == region.label
-        score = _likeness(smooth[window], distance[window], own, around, region.solidity < 0.88)
+        score = _likeness(smooth[window], distance[window], own, around, region)
         score[~own | (distance[window] > around.max_cytoplasm)] = -1
         score[nuclei[window] == region.label] = 3
         corner = np.array([window[0].start, window[1].start])
-        centre = np.array(region.centroid)
-        found.append(Outline(centre, _best_radii(score, centre - corner, unit)))
-    return found
+        centres.append(np.array(region.centroid))
+        gains.append(_gains(score, centres[-1] - corner, unit))
+    return [Outline(centre, radii) for centre, radii in zip(centres, _best_radii(gains, unit), strict=True)]
 
 
-def _likeness(density: Float, distance: Float, own: Mask, around: Surroundings, lobed: bool) -> Float:
+def _likeness(density: Float, distance: Float, own: Mask, around: Surroundings, nucleus: Any) -> Float:
     """How much each pixel looks like this cell's cytoplasm rather than red cell or empty film.
 
-    1 is cytoplasm, -1 is not. The cytoplasm is what lies close around the nucleus.
+    1 is cytoplasm, -1 is not. The cytoplasm is what lies close around the nucleus, a region of scikit-image whose hull
+    takes longer than all the rest: it is drawn only where it is asked for.
     """
     to_film: Float = np.linalg.norm(density, axis=-1)
     to_other = to_film
@@ -148,7 +152,7 @@ def _likeness(density: Float, distance: Float, own: Mask, around: Surroundings, 
             score: Float = ((to_other - to_inner) / (to_other + to_inner + 0.02)).astype(np.float32)
             return score - np.float32(0.02) * distance
     # Cytoplasm that cannot be told apart: a narrow rim, but lobes lie in plenty of it.
-    rim: Float = (1 - distance / (2.5 if lobed else 0.4)).clip(-1, 1).astype(np.float32)
+    rim: Float = (1 - distance / (2.5 if nucleus.solidity < 0.88 else 0.4)).clip(-1, 1).astype(np.float32)
     rim[to_film < 0.5 * around.foreground] = -1
     return rim
 
@@ -168,35 +172,50 @@ def _off_ray(density: Float, colour: npt.NDArray[Any], least: float, most: float
     return result
 
 
-def _best_radii(score: Float, centre: Points, unit: float) -> Points:
-    """Radii (64,) of the outline around ``centre`` that encloses most score and stays smooth.
-
-    The score is summed outwards along rays; dynamic programming around the circle picks the
-    radius of each ray, where a step between neighbours costs its square.
-    """
+def _gains(score: Float, centre: Points, unit: float) -> Points:
+    """Score summed outwards along the rays from ``centre``, (64, as far as the farthest corner)."""
     angle = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
-    # As far as the farthest corner.
     reach = int(np.hypot(*np.maximum(centre, np.array(score.shape) - centre))) + 2
     radius = np.arange(1, reach + 1, dtype=np.float32)
     rays = centre[:, None, None] + radius * np.stack([np.sin(angle), np.cos(angle)])[:, :, None]
     # Beyond the image nothing is known; a cell that the border cuts may go on a little.
     along = ndi.map_coordinates(score, rays, order=1, mode="constant", cval=-0.2)
-    gain = np.cumsum(along * radius, axis=1) * (unit * unit)
-    steps = np.arange(-4, 5)
-    cost = 2.4 * (steps * unit) ** 2
-    best = gain[0]
-    came = np.zeros((2 * _ANGLES, reach), dtype=int)
-    index = np.clip(np.arange(reach) + steps[:, None], 0, reach - 1)
+    gain: Points = np.cumsum(along * radius, axis=1) * (unit * unit)
+    return gain
+
+
+def _best_radii(gains: Sequence[Points], unit: float) -> Points:
+    """Radii (n, 64) of the outlines that enclose most score and stay smooth.
+
+    Dynamic programming around the circle picks the radius of each ray, where a step between neighbours costs its
+    square. All outlines go round at once; the shorter rays end in what nobody chooses.
+    """
+    n, reach = len(gains), max(gain.shape[1] for gain in gains)
+    gain = np.full((_ANGLES, n, reach), -np.inf)
+    for k, one in enumerate(gains):
+        gain[:, k, : one.shape[1]] = one
+    steps = range(-_STEP, _STEP + 1)
+    cost = [2.4 * (step * unit) ** 2 for step in steps]
+    best = np.full((n, reach + 2 * _STEP), -np.inf)  # beyond either end there is nothing
+    best[:, _STEP:-_STEP] = gain[0]
+    came = np.zeros((2 * _ANGLES, n, reach), dtype=np.int8)
+    option, better = np.empty((n, reach)), np.empty((n, reach), bool)
     for i in range(1, 2 * _ANGLES):
-        options = best[index] - cost[:, None]
-        choice = options.argmax(axis=0)
-        came[i] = index[choice, np.arange(reach)]
-        best = options[choice, np.arange(reach)] + gain[i % _ANGLES]
-    path = np.empty(2 * _ANGLES, dtype=int)
-    path[-1] = best.argmax()
+        chosen = best[:, :reach] - cost[0]
+        choice = came[i]
+        choice[:] = -_STEP
+        for step in steps[1:]:
+            np.subtract(best[:, _STEP + step : _STEP + step + reach], cost[step + _STEP], out=option)
+            np.greater(option, chosen, out=better)
+            np.copyto(choice, step, where=better)
+            np.maximum(chosen, option, out=chosen)
+        np.add(chosen, gain[i % _ANGLES], out=best[:, _STEP:-_STEP])
+    path = np.empty((2 * _ANGLES, n), dtype=int)
+    path[-1] = best[:, _STEP:-_STEP].argmax(axis=1)
+    every = np.arange(n)
     for i in range(2 * _ANGLES - 1, 0, -1):
-        path[i - 1] = came[i, path[i]]
+        path[i - 1] = path[i] + came[i, every, path[i]]
     # Twice around, for the half turn at either end has only one neighbour to agree with.
-    middle = np.roll(path[_ANGLES // 2 : 3 * _ANGLES // 2], _ANGLES // 2)
-    result: Points = ndi.gaussian_filter1d(radius[middle].astype(float), 1.0, mode="wrap") + 0.5
+    middle = np.roll(path[_ANGLES // 2 : 3 * _ANGLES // 2], _ANGLES // 2, axis=0).T
+    result: Points = ndi.gaussian_filter1d(middle + 1.0, 1.0, axis=1, mode="wrap") + 0.5
     return result

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from .ahead import ahead
 from .appearance import Appearance, SegmentParameters, appearance
 from .cells import Cells
 from .coarse import REASONS, Film, View, survey
@@ -22,6 +23,9 @@ Polygons = Sequence[npt.NDArray[np.floating[Any]]]
 Step = tuple[str, int, int, Cells | None]
 PART = 48
 """Candidates of a part: a batch of the network ends with it, so no number depends on who works on which part."""
+
+WORKING_UM = 0.5
+"""µm per pixel at which the cells of a slide are outlined; their crops are cut from level 0."""
 
 _LOOK_UM, _LOOKS = 90.0, 16
 _MOST_PIXELS = 1600
@@ -97,7 +101,7 @@ def make_plan(
         else:
             yield "looking for white cells", *step, None
     assert film is not None  # noqa: S101 - the last step is the film
-    known = replace(parameters, mpp=mpp)
+    known = replace(parameters, mpp=mpp, working_mpp=max(parameters.working_mpp, WORKING_UM))
     look = yield from _appearance(slide, film, known)
     if looks:
         look = replace(look, mpp_source="red cells", n_red_cells=sum(one.n_red_cells for one in looks))
@@ -151,12 +155,19 @@ def _appearance(slide: Slide, film: Film, parameters: SegmentParameters) -> Gene
     chosen = likely[np.unique(np.linspace(0, max(0, len(likely) - 1), _LOOKS).astype(int))] if len(likely) else likely
     if not len(chosen):
         chosen = np.array([[n / 2 for n in slide.shape]])
-    half = int(min(_LOOK_UM / 2 / (parameters.mpp or 1), _MOST_PIXELS / 2))
+    mpp = parameters.mpp or 1.0
+    level, down = slide.level_for(parameters.working_mpp / mpp)
+    half = int(min(_LOOK_UM / 2 / (mpp * down), _MOST_PIXELS / 2))
+    rows, columns = slide.pixels.shapes[level]
+
+    def seen(place: npt.NDArray[np.float64]) -> Appearance:
+        y, x = (int(v) for v in np.rint(place / down))
+        window = (max(0, y - half), max(0, x - half), min(y + half, rows), min(x + half, columns))
+        return appearance(slide.read(window, level), replace(parameters, mpp=mpp * down))
+
     looks = []
-    for done, (y, x) in enumerate(np.rint(chosen).astype(int), start=1):
-        top, left = max(0, y - half), max(0, x - half)
-        window = slide.read((top, left, min(y + half, slide.shape[0]), min(x + half, slide.shape[1])))
-        looks.append(appearance(window, parameters))
+    for done, (_, look) in enumerate(ahead(seen, chosen), start=1):
+        looks.append(look)
         yield "measuring light and stain", done, len(chosen), None
     nuclear = [look for look in looks if np.isfinite(look.nuclear)]
     reds = [look.red for look in looks if any(look.red)]
@@ -177,8 +188,10 @@ def _places(film: Film, look: Appearance, everywhere: bool) -> npt.NDArray[np.fl
     """Candidates that are worth a look at full resolution, in the order in which tiles lie on disk."""
     if not len(film.peaks) or not np.isfinite(look.nuclear):
         return np.empty((0, 2))
-    # The segmentation accepts no nucleus of less than 13 µm² or 1.3 × this level, and smoothing leaves 0.43 of it.
-    kept = film.scores > 0.5 * look.nuclear
+    # The segmentation accepts no nucleus of less than 13 µm² or 1.3 × this level, and smoothing leaves 0.43 of it. It
+    # takes one of less than 26 µm² for a platelet unless it has 0.65 of the dye of the darkest, any other below 0.45:
+    # smoothing leaves more than 0.27 of the darkest of either.
+    kept = film.scores > max(0.5 * look.nuclear, 0.25 * look.darkest)
     if not everywhere:
         kept &= film.kind_at(film.peaks) == 0
     places = film.peaks[kept]

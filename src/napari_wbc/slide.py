@@ -152,6 +152,14 @@ class Slide:
         """How many pixels of level 0 a pixel of each level is wide."""
         return tuple(max(self.shape[0] / h, self.shape[1] / w) for h, w in self.pixels.shapes)
 
+    def level_for(self, downsample: float) -> tuple[int, float]:
+        """Return the coarsest level of the file that is no coarser than this, and its factor to level 0."""
+        down = self.downsamples
+        level = max((k for k, one in enumerate(down) if one <= downsample * 1.001), default=0)
+        # Levels are rounded up to whole pixels: their factor is the whole number near by.
+        whole = round(down[level])
+        return level, float(whole) if abs(down[level] - whole) < 0.005 * whole else down[level]
+
     @property
     def image(self) -> npt.NDArray[np.uint8]:
         """The picture, (H, W, 3); of a whole slide level 0, or ImageError if it is too large to hold."""

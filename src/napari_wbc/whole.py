@@ -1,8 +1,8 @@
-"""The white cells of a whole slide: a coarse look for candidates, then full resolution around each of them.
+"""The white cells of a whole slide: a coarse look for candidates, outlines around each, crops in full resolution.
 
-A window of one size is read around every candidate and segmented by itself, with what was measured once for the whole
-slide. A cell belongs to the candidate that is nearest to its centre: it is counted exactly once, and no window depends
-on where tiles begin or how many threads work. Memory is bounded by a few windows and tiles, and by the table of cells.
+A window is read around every candidate and segmented, with what was measured once for the whole slide. A cell belongs
+to the candidate that is nearest to its centre: it is counted exactly once, and no window depends on where tiles begin
+or on how many threads work. Memory is bounded by a few windows and tiles, and by the table of cells.
 
 `find` strings three steps together: a plan of the slide (`napari_wbc.plan`), its parts (`examine`), and what they found
 put together (`once`, `judge`, `assemble`). A cluster runs the same steps, the parts wherever there is room.
@@ -10,19 +10,18 @@ put together (`once`, `judge`, `assemble`). A cluster runs the same steps, the p
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import chain
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.ndimage import find_objects
 from scipy.spatial import cKDTree
 
+from .ahead import ahead
 from .appearance import Appearance, SegmentParameters
 from .cells import Cells, measure
 from .coarse import Film
@@ -35,10 +34,20 @@ from .slide import Slide
 if TYPE_CHECKING:
     from .classifier import Classifier, ModelCard
 
-_REACH_UM = 32.0
-"""Half the side of the window around a candidate: the largest cell, and what its outline is told from."""
+_REACH_UM, _FAR_UM = 17.0, 32.0
+"""Half the side of the window around a candidate: a large cell and what its outline is told from, or the largest."""
 
+_FILM_UM = 6.0
+"""Between two windows of a sheet: wider than any gap between the lobes of a nucleus."""
+
+_MEASURED = ["label", *(f"{name}-{axis}" for name, n in (("centroid", 2), ("bbox", 4)) for axis in range(n))]
+_MEASURED += ["area", "nucleus_area", "area_um2", "nucleus_area_um2", "eccentricity", "solidity", "at_border", "mpp"]
+"""What is kept of a cell until the table is made: of a slide there may be many."""
+
+_SHEET = 24
 _BATCH = 64
+_OTHERS = 1e9
+"""Added to the distance of a cell that belongs to another candidate."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,7 @@ def find(
 def examine(
     slide: Slide, plan: Plan, parts: Sequence[range], classifier: Classifier | None, threshold: float = 0.0
 ) -> Generator[Step, None, list[Sighting]]:
-    """Look at parts of a slide in full resolution.
+    """Outline and classify the cells of parts of a slide.
 
     Parameters
     ----------
@@ -143,22 +152,21 @@ def examine(
     if not total:
         return []
     stage = stage if classifier is None else "classifying"
-    windows = _ahead(_Job(slide, plan, classifier.card.crop if classifier else None), chain(*parts))
+    groups = [part[k : k + _SHEET] for part in parts for k in range(0, len(part), _SHEET)]
+    ends = {part[-1] for part in parts}
     seen: list[Sighting] = []
     waiting: list[Sighting] = []
     done = 0
-    for part in parts:
-        for k, cells in zip(part, windows, strict=False):
-            done += 1
-            seen += cells
-            waiting += [cell for cell in cells if cell.crop is not None]
-            fresh = None
-            # A batch ends where a part ends: the network sees the same at once wherever parts are worked on.
-            while classifier is not None and (len(waiting) >= _BATCH or (waiting and k == part[-1])):
-                _classify(classifier, waiting[:_BATCH])
-                fresh = _table(waiting[:_BATCH], slide.name, classifier.card, threshold)
-                waiting = waiting[_BATCH:]
-            yield stage, done, total, fresh
+    for group, cells in ahead(_Job(slide, plan, classifier.card.crop if classifier else None), groups):
+        done += len(group)
+        seen += cells
+        waiting += [cell for cell in cells if cell.crop is not None]
+        fresh = None
+        # A batch ends where a part ends: the network sees the same at once wherever parts are worked on.
+        if classifier is not None and waiting and group[-1] in ends:
+            _classify(classifier, waiting)
+            fresh, waiting = _table(waiting, slide.name, classifier.card, threshold), []
+        yield stage, done, total, fresh
     return seen
 
 
@@ -222,44 +230,95 @@ def assemble(slide: Slide, plan: Plan, kept: Sequence[Sighting], card: ModelCard
 
 
 class _Job:
-    """What a thread does: read the window of a candidate, segment it, measure and crop its cells."""
+    """What a thread does: read the windows of some candidates, segment them, measure and crop their cells.
+
+    The windows lie side by side on one sheet, with film between them, which is segmented as a field is: what a field
+    costs whatever its size is paid once. Which candidates share a sheet is fixed by the slide.
+    """
 
     def __init__(self, slide: Slide, plan: Plan, crop: CropSize | None) -> None:
-        self.slide, self.parameters, self.look, self.size = slide, plan.parameters, plan.look, crop
+        self.slide, self.look, self.size = slide, plan.look, crop
         self.places, self.tree = plan.places, cKDTree(plan.places)
-        self.half = round(_REACH_UM / plan.look.mpp)
+        self.parameters = plan.parameters
+        self.level, self.down = slide.level_for(self.parameters.working_mpp / plan.look.mpp)
+        self.mpp = plan.look.mpp * self.down
 
-    def __call__(self, k: int) -> list[Sighting]:
-        rows, columns = self.slide.shape
-        y, x = (int(v) for v in np.rint(self.places[k]))
-        top, left = max(0, y - self.half), max(0, x - self.half)
-        bottom, right = min(rows, y + self.half), min(columns, x + self.half)
-        image = self.slide.read((top, left, bottom, right))
-        seen = segment(image, self.parameters, self.look)
-        if not seen.labels.any():
-            return []
-        table = measure(seen.labels, seen.nuclei, slide=self.slide.name, mpp=self.look.mpp).table
-        # A cell that the window cuts is whole in the window of another candidate.
-        cut = (
-            ((table["bbox-0"] == 0) & (top > 0)) | ((table["bbox-1"] == 0) & (left > 0))
-            | ((table["bbox-2"] == bottom - top) & (bottom < rows))
-            | ((table["bbox-3"] == right - left) & (right < columns))
-        )  # fmt: skip
-        rings = outlines(np.where(np.isin(seen.labels, table["label"][~cut]), seen.labels, 0))
+    def __call__(self, group: Sequence[int]) -> list[Sighting]:
         found = []
-        for row in table[~cut].to_dict("records"):
-            cell = {str(name): value for name, value in row.items()}
-            for axis, start in enumerate((top, left)):
-                cell[f"centroid-{axis}"] = round(cell[f"centroid-{axis}"] + start, 4)
-                cell[f"bbox-{axis}"] += start
-                cell[f"bbox-{axis + 2}"] += start
-            shifted = [ring + np.array([left, top]) for ring in rings[cell["label"]]]
-            centre = (cell["centroid-0"], cell["centroid-1"])
-            owner = self.tree.query(centre)[1]
-            crop = self.crop(cell) if owner == k and self.size else None
-            apart = float(np.hypot(*(self.places[k] - centre)))
-            found.append(Sighting(cell, shifted, crop, apart if owner == k else apart + 1e9))
+        for k, (cells, is_cut) in zip(group, self._look(group, _REACH_UM), strict=True):
+            # Of the largest cells a window of the usual size shows a part only.
+            found += self._look([k], _FAR_UM)[0][0] if is_cut else cells
+        for cell in found:
+            if cell.apart < _OTHERS and self.size:
+                cell.crop = self.crop(cell.row)
         return found
+
+    def _look(self, group: Sequence[int], reach_um: float) -> list[tuple[list[Sighting], bool]]:
+        """Return the cells in the window of each candidate, and whether the window cuts one of its own."""
+        half = round(reach_um / self.mpp)
+        pitch, columns = 2 * half + round(_FILM_UM / self.mpp), math.ceil(math.sqrt(len(group)))
+        sheet = np.empty((pitch * -(-len(group) // columns), pitch * columns, 3), np.uint8)
+        sheet[:] = np.rint(self.look.background)
+        shifts = np.empty((len(group), 2), np.int64)
+        edges = np.empty((len(group), 4), np.int64)  # of the windows on the sheet; none where the slide ends
+        for i, k in enumerate(group):
+            y, x = pitch * (i // columns), pitch * (i % columns)
+            top, left, bottom, right = window = self._window(k, half)
+            sheet[y : y + bottom - top, x : x + right - left] = self.slide.read(window, self.level)
+            shifts[i] = top - y, left - x
+            rows, ends = self.slide.pixels.shapes[self.level]
+            edges[i] = (
+                y if top > 0 else -1, x if left > 0 else -1,
+                y + bottom - top if bottom < rows else len(sheet) + 1,
+                x + right - left if right < ends else sheet.shape[1] + 1,
+            )  # fmt: skip
+        seen = segment(sheet, self.parameters, replace(self.look, mpp=self.mpp))
+        kept, where = np.zeros(int(seen.labels.max()) + 1, bool), {}
+        is_cut = [False] * len(group)
+        for label, box in enumerate(find_objects(seen.labels), start=1):
+            if box is None:
+                continue
+            middle = np.array([(edge.start + edge.stop) / 2 for edge in box])
+            i = int(middle[0] // pitch) * columns + int(middle[1] // pitch)
+            top, left, bottom, right = edges[i]
+            if box[0].start <= top or box[1].start <= left or box[0].stop >= bottom or box[1].stop >= right:
+                is_cut[i] |= self.tree.query((middle + shifts[i]) * self.down)[1] == group[i]
+            else:
+                kept[label], where[label] = True, i
+        found: list[list[Sighting]] = [[] for _ in group]
+        if where:
+            labels = np.where(kept[seen.labels], seen.labels, 0)
+            rings = outlines(labels)
+            cells = measure(labels, seen.nuclei, slide=self.slide.name, mpp=self.mpp)
+            for row in cells.table[_MEASURED].to_dict("records"):
+                label = row.pop("label")
+                i = where[label]
+                found[i].append(self._sighting(row, rings[label], shifts[i], group[i]))
+        return list(zip(found, is_cut, strict=True))
+
+    def _window(self, k: int, half: int) -> tuple[int, int, int, int]:
+        rows, columns = self.slide.pixels.shapes[self.level]
+        y, x = (int(v) for v in np.rint(self.places[k] / self.down))
+        return max(0, y - half), max(0, x - half), min(rows, y + half), min(columns, x + half)
+
+    def _sighting(self, row: dict[Any, Any], rings: Rings, shift: npt.NDArray[np.int64], k: int) -> Sighting:
+        """Bring a cell of the sheet to its place in level 0."""
+        cell = {str(name): value for name, value in row.items()}
+        for axis, size in enumerate(self.slide.shape):
+            cell[f"centroid-{axis}"] = round((cell[f"centroid-{axis}"] + shift[axis] + 0.5) * self.down - 0.5, 4)
+            for name in (f"bbox-{axis}", f"bbox-{axis + 2}"):
+                cell[name] = min(round((cell[name] + int(shift[axis])) * self.down), size)
+        for name in ("area", "nucleus_area"):
+            cell[name] = round(cell[name] * self.down**2, 2)
+        cell["mpp"] = self.look.mpp
+        rows, columns = self.slide.shape
+        cell["at_border"] = bool(
+            min(cell["bbox-0"], cell["bbox-1"]) <= 0 or cell["bbox-2"] >= rows or cell["bbox-3"] >= columns
+        )
+        drawn = [np.minimum((ring + shift[::-1]) * self.down, (columns, rows)) for ring in rings]
+        centre = (cell["centroid-0"], cell["centroid-1"])
+        apart = float(np.hypot(*(self.places[k] - centre)))
+        return Sighting(cell, drawn, None, apart if self.tree.query(centre)[1] == k else apart + _OTHERS)
 
     def crop(self, cell: dict[str, Any]) -> npt.NDArray[np.uint8]:
         """Cut a cell out of the slide as the network wants it."""
@@ -288,24 +347,6 @@ def crop_slide(
     return crops
 
 
-def _ahead(job: Callable[[int], list[Sighting]], order: Iterable[int]) -> Iterator[list[Sighting]]:
-    """Results in order, while threads work on the next ones; closing stops them."""
-    # Where several processes share a machine, each is told so in this variable.
-    told = os.environ.get("OMP_NUM_THREADS", "")
-    workers = max(1, int(told) if told.isdecimal() else os.cpu_count() or 1)
-    pool = ThreadPoolExecutor(workers, "windows")
-    waiting: deque[Future[list[Sighting]]] = deque()
-    try:
-        for k in order:
-            waiting.append(pool.submit(job, k))
-            if len(waiting) > max(3 * workers, _BATCH):  # there is work for the threads while the network has its batch
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
 def _classify(classifier: Classifier, cells: Sequence[Sighting]) -> None:
     judged = classifier.judge(np.stack([cell.crop for cell in cells if cell.crop is not None]))
     for cell, row, unlikeness in zip(cells, *judged, strict=True):
@@ -320,7 +361,8 @@ def _table(found: Sequence[Sighting], name: str, card: ModelCard | None, thresho
     if not found:
         return Cells.empty(card.classes if card else ())
     table = pd.DataFrame([cell.row for cell in found])
-    table["label"], table["slide"] = np.arange(1, len(found) + 1), name
+    table["label"], table["slide"], table["probability"] = np.arange(1, len(found) + 1), name, np.nan
+    table["class"] = table["class_model"] = ""
     cells = Cells(table)
     if card is None:
         return cells

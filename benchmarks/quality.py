@@ -22,7 +22,7 @@ import segmentation_rows as segmentation
 from rich.console import Console
 from rich.progress import track
 
-from napari_wbc.cells import UNIDENTIFIED
+from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.classifier import Classifier, ModelCard
 from napari_wbc.count import clopper_pearson
 from napari_wbc.crop import crop_cells

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from napari_wbc import Classifier, Slide, analyse, run, samples, write_results
-from napari_wbc.cells import UNIDENTIFIED
+from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.report import Asked, write_report
 from napari_wbc.review_session import ReviewSession
 

@@ -47,8 +47,8 @@ class Watched:
             time.sleep(0.001)
 
     def write(self, text: str) -> int:
-        if text.startswith("{"):
-            self.line = json.loads(text)
+        if text.startswith("{") and "report" in (line := json.loads(text)):
+            self.line = line
             self.look()
         return self.stream.write(text)
 

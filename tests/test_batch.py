@@ -370,9 +370,6 @@ def test_cells_as_labels_of_ome_ngff(folder, tmp_path, classifier):
 def cluster():
     """Return a cluster on this machine, one worker to begin with, whose slides have many small parts."""
     distributed = pytest.importorskip("distributed")
-    from napari_wbc import plan
-
-    small, plan.PART = plan.PART, 2
     before = dict(os.environ)  # Dask leaves numbers of threads there, which later tests would hand to their processes
     with distributed.LocalCluster(
         1,
@@ -382,20 +379,27 @@ def cluster():
         preload=["import napari_wbc.plan as p; p.PART = 2"],
     ) as cluster:
         yield cluster
-    plan.PART = small
     os.environ.clear()
     os.environ.update(before)
 
 
+@pytest.fixture
+def small_parts(monkeypatch):
+    """Make as many parts of a slide in this process as in the workers."""
+    monkeypatch.setattr("napari_wbc.plan.PART", 2)
+
+
 @pytest.fixture(scope="module")
-def in_parts(folder, cluster, tmp_path_factory):
+def in_parts(folder, tmp_path_factory):
     """Return what a run in this process writes whose slides have as many parts."""
     out = tmp_path_factory.mktemp("parts") / "out"
-    call(folder, "-o", out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("napari_wbc.plan.PART", 2)
+        call(folder, "-o", out)
     return out
 
 
-def test_one_worker_and_two_give_the_tables_of_a_run_without_any(folder, cluster, in_parts, tmp_path):
+def test_one_worker_and_two_give_the_tables_of_a_run_without_any(folder, cluster, small_parts, in_parts, tmp_path):
     for n in (1, 2):
         cluster.scale(n)
         out = tmp_path / str(n)
@@ -404,7 +408,7 @@ def test_one_worker_and_two_give_the_tables_of_a_run_without_any(folder, cluster
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL is POSIX")
-def test_what_a_killed_worker_had_is_done_again_elsewhere(folder, cluster, in_parts, classifier, tmp_path):
+def test_what_a_killed_worker_had_is_done_again_elsewhere(folder, cluster, small_parts, in_parts, classifier, tmp_path):
     from distributed import Client
 
     from napari_wbc.batch_cluster import Cluster

@@ -2,7 +2,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from napari_wbc.cells import COLUMNS, UNIDENTIFIED, Cells, CellsError, measure
+from napari_wbc.cells import COLUMNS, Cells, CellsError, measure
+from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.palette import COLOURS, colour
 
 

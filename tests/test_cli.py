@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from napari_wbc import classifier as classifier_module
 from napari_wbc._sample_data import samples
-from napari_wbc.cells import UNIDENTIFIED
+from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.cli import app
 from napari_wbc.count import differential
 from napari_wbc.export import read_cells, read_results

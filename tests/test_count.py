@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from napari_wbc.cells import UNIDENTIFIED, Cells, measure
+from napari_wbc.cells import Cells, measure
+from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.count import clopper_pearson, differential
 
 

@@ -9,7 +9,8 @@ import pytest
 from conftest import FIELDS
 
 import napari_wbc
-from napari_wbc.cells import IMPROBABLE, UNIDENTIFIED, UNLIKE
+from napari_wbc.cells import IMPROBABLE, UNLIKE
+from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.pipeline import Progress, analyse, annotate, run
 from napari_wbc.segment import SegmentParameters
 from napari_wbc.slide import ImageError, Slide

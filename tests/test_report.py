@@ -20,7 +20,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from napari_wbc.atomic import ExportError
-from napari_wbc.cells import REVIEW_COLUMNS, UNIDENTIFIED, Cells
+from napari_wbc.cells import REVIEW_COLUMNS, Cells
+from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.cli import app
 from napari_wbc.count import differential
 from napari_wbc.export import read_results, slide_note, write_folder, write_results

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 import tifffile
 
-from napari_wbc.cells import UNIDENTIFIED, Cells, measure
+from napari_wbc.cells import Cells, measure
+from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.export import RESULT_FILES, read_cells, read_results, write_cells, write_folder
 from napari_wbc.review import CorrectedError, differs_from_model, is_corrected
 

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from napari_wbc.cells import UNIDENTIFIED, Cells, measure
+from napari_wbc.cells import Cells, measure
+from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.decisions import DecisionError
 from napari_wbc.export import ExportError, read_results, write_folder
 from napari_wbc.geojson import rings_in

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from napari_wbc.cells import IMPROBABLE, UNIDENTIFIED, UNLIKE, Cells, reasons
+from napari_wbc.cells import IMPROBABLE, UNLIKE, Cells, reasons
+from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.classifier import Classifier, ModelError
 from napari_wbc.crop import CropSize
 from napari_wbc.models import find_model

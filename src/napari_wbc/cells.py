@@ -11,9 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-UNIDENTIFIED, SMUDGE, NOT_WHITE = "unidentified", "smudge", "not a white cell"
-BESIDE_MODEL = (UNIDENTIFIED, SMUDGE, NOT_WHITE)
-"""What a reviewer may call a cell besides the model's classes."""
+from .class_names import UNIDENTIFIED
+
 IMPROBABLE, UNLIKE = "improbable", "unlike"
 PROBABILITY_PREFIX = "p_"
 
@@ -220,19 +219,6 @@ def reasons(
     """Return why each cell must stay unidentified; empty for those that may have a class."""
     found = np.where(unlikeness > unlike_above, UNLIKE, np.where(probability >= threshold, "", IMPROBABLE))
     return found.astype(object)
-
-
-SYNONYMS = {
-    "ig": "immature granulocyte", "immature granulocytes": "immature granulocyte", "nrbc": "erythroblast",
-    "neutrophils": "neutrophil", "lymphocytes": "lymphocyte", "monocytes": "monocyte", "eosinophils": "eosinophil",
-    "basophils": "basophil", "platelets": "platelet", "erythroblasts": "erythroblast",
-}  # fmt: skip
-
-
-def usual_name(name: str) -> str:
-    """The class that a label of a data set means: without capitals and underscores, one name for synonyms."""
-    plain = name.strip().lower().replace("_", " ")
-    return SYNONYMS.get(plain, plain)
 
 
 def _said(table: pd.DataFrame) -> npt.NDArray[np.object_]:

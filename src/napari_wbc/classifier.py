@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .accelerator import Forward, accelerated
 from .allocator import keep_blocks
-from .cells import UNIDENTIFIED
+from .class_names import UNIDENTIFIED
 from .crop import CropSize
 from .models import build, find_model, fold_batch_norm
 from .preprocess import apply_steps, check_steps, to_unit

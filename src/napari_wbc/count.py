@@ -14,7 +14,8 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from .cells import NOT_WHITE, SMUDGE, UNIDENTIFIED, Cells
+from .cells import Cells
+from .class_names import NOT_WHITE, SMUDGE, UNIDENTIFIED
 
 # Classes that are no white cells; every other name counts as one.
 GROUPS: Mapping[str, str] = {

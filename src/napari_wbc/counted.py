@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .cells import UNIDENTIFIED, Cells
+from .cells import Cells
+from .class_names import UNIDENTIFIED
 from .count import group_of
 
 TARGETS = (100, 200, 400)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from .cells import UNIDENTIFIED
+from .class_names import UNIDENTIFIED
 from .crop import CropSize, crop_cells
 
 __all__ = ["Check", "Dataset", "DatasetError", "check", "cut_cells", "join", "read_dataset", "read_table"]

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from .atomic import new_file
-from .cells import usual_name
+from .class_names import usual_name
 from .dataset import Dataset, DatasetError, check, cut_cells, read_dataset
 from .page import plain, render
 from .split import find_copies

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 
-from .cells import NOT_WHITE, SMUDGE, UNIDENTIFIED, usual_name
+from .class_names import NOT_WHITE, SMUDGE, UNIDENTIFIED, usual_name
 
 _OTHER = {UNIDENTIFIED: "#4d4d4d", SMUDGE: "#44aa99", NOT_WHITE: "#aaaaaa"}
 _NAMES = ("neutrophil", "lymphocyte", "monocyte", "eosinophil", "basophil", "immature granulocyte", "erythroblast",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from .cells import UNIDENTIFIED, Cells
+from .cells import Cells
+from .class_names import UNIDENTIFIED
 
 QUESTIONS = 20
 

@@ -16,7 +16,8 @@ import pandas as pd
 from .agreement import by_model, compare
 from .atomic import ExportError, new_file
 from .case import Case, check_outside, read_case
-from .cells import UNIDENTIFIED, Cells
+from .cells import Cells
+from .class_names import UNIDENTIFIED
 from .count import differential
 from .counted import chosen, sampling_line, walk
 from .page import plain, render

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .atomic import ExportError
-from .cells import BESIDE_MODEL, UNIDENTIFIED, Cells
+from .cells import Cells
+from .class_names import BESIDE_MODEL, UNIDENTIFIED
 from .counted import chosen, walk
 from .decisions import Change, Decided, DecisionError, Entry, read_log
 from .export import RESULT_FILES, write_folder, write_results

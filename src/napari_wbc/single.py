@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .cells import UNIDENTIFIED, reasons
+from .cells import reasons
+from .class_names import UNIDENTIFIED
 from .crop import crop_cells
 from .crop_folder import MPP_TEXT
 from .segment import appearance

@@ -259,12 +259,14 @@ class _Job:
         pitch, columns = 2 * half + round(_FILM_UM / self.mpp), math.ceil(math.sqrt(len(group)))
         sheet = np.empty((pitch * -(-len(group) // columns), pitch * columns, 3), np.uint8)
         sheet[:] = np.rint(self.look.background)
+        inside = np.zeros(sheet.shape[:2], bool)
         shifts = np.empty((len(group), 2), np.int64)
         edges = np.empty((len(group), 4), np.int64)  # of the windows on the sheet; none where the slide ends
         for i, k in enumerate(group):
             y, x = pitch * (i // columns), pitch * (i % columns)
             top, left, bottom, right = window = self._window(k, half)
             sheet[y : y + bottom - top, x : x + right - left] = self.slide.read(window, self.level)
+            inside[y : y + bottom - top, x : x + right - left] = True
             shifts[i] = top - y, left - x
             rows, ends = self.slide.pixels.shapes[self.level]
             edges[i] = (
@@ -287,7 +289,8 @@ class _Job:
                 kept[label], where[label] = True, i
         found: list[list[Sighting]] = [[] for _ in group]
         if where:
-            labels = np.where(kept[seen.labels], seen.labels, 0)
+            # Where the slide ends, the outline of a cell may reach into the film.
+            labels = np.where(kept[seen.labels] & inside, seen.labels, 0)
             rings = outlines(labels)
             cells = measure(labels, seen.nuclei, slide=self.slide.name, mpp=self.mpp)
             for row in cells.table[_MEASURED].to_dict("records"):

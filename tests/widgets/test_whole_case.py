@@ -30,7 +30,8 @@ import slides
 from napari_wbc._widgets._gallery_view import MIME
 from napari_wbc._widgets._panel import SHORT
 from napari_wbc.atomic import safe_name
-from napari_wbc.cells import REVIEW_COLUMNS, UNIDENTIFIED
+from napari_wbc.cells import REVIEW_COLUMNS
+from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.cli import app
 from napari_wbc.count import differential
 from napari_wbc.export import read_results

@@ -142,7 +142,7 @@ class ClassifyWidget(Dock):
 
     def done(self, result: Analysis, image: Image) -> str:
         """Show cells, labels, names and counts."""
-        from napari_wbc.cells import UNIDENTIFIED
+        from napari_wbc.class_names import UNIDENTIFIED
 
         from ._layers import find_layer, update_layers
         from ._panel import COUNTS

@@ -20,7 +20,7 @@ from qtpy.QtWidgets import (
     QTabWidget,
 )
 
-from napari_wbc.cells import UNIDENTIFIED
+from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.count import differential
 from napari_wbc.counted import TARGETS, sampling_line
 from napari_wbc.reference import load_ranges, with_ranges

@@ -10,7 +10,7 @@ from qtpy.compat import isalive
 from qtpy.QtCore import Signal
 from qtpy.QtWidgets import QLabel, QVBoxLayout, QWidget
 
-from napari_wbc.cells import UNIDENTIFIED
+from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.count import differential
 from napari_wbc.reference import Ranges, with_ranges
 

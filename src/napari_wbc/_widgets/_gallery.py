@@ -20,7 +20,8 @@ from qtpy.QtWidgets import (
     QSlider,
 )
 
-from napari_wbc.cells import UNIDENTIFIED, Cells
+from napari_wbc.cells import Cells
+from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.quiz import Quiz
 
 from ._dock import EXPECTED

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from napari_wbc.cells import BESIDE_MODEL, NOT_WHITE, SMUDGE, UNIDENTIFIED
+from napari_wbc.class_names import BESIDE_MODEL, NOT_WHITE, SMUDGE, UNIDENTIFIED
 
 if TYPE_CHECKING:
     from napari_wbc.review_session import ReviewSession

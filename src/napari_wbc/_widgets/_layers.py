@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from napari_wbc.cells import BESIDE_MODEL, COLUMNS, UNIDENTIFIED, Cells
+from napari_wbc.cells import COLUMNS, Cells
+from napari_wbc.class_names import BESIDE_MODEL, UNIDENTIFIED
 from napari_wbc.palette import COLOURS, colour
 
 from ._panel import COUNTS, INK, MAX_NAMES, NAMES, counts_panel, name_plates

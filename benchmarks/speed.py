@@ -50,11 +50,11 @@ def bare(classifier: Classifier, batch: int) -> Callable[[], object]:
     # Each crop goes through the network once a view.
     x = torch.rand(batch * len(classifier.card.ways), 3, size, size).to(memory_format=torch.channels_last)
     parts = torch.split(x, max(1, CPU_PIXELS // size**2))
-    network = classifier._accelerated or classifier.network  # noqa: SLF001 - what its engine runs
+    fast = classifier._accelerated  # noqa: SLF001 - what its engine runs
 
     def forward() -> object:
         with torch.inference_mode():
-            return [network(part) for part in parts]
+            return list(fast(parts)) if fast else [classifier.network(part) for part in parts]
 
     return forward
 

@@ -423,7 +423,7 @@ def test_what_a_killed_worker_had_is_done_again_elsewhere(folder, cluster, small
             if report.state == "running" and 0 < report.done < report.total and not killed:
                 killed += client.run(os.getpid).values()
                 os.kill(killed[0], signal.SIGKILL)
-        client.wait_for_workers(2)
+        # Whether and when its nanny starts another one is Dask's affair.
         assert killed[0] not in client.run(os.getpid).values()
     assert len(killed) == 2
     assert content(tmp_path / "out") == content(in_parts)

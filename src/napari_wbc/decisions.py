@@ -367,7 +367,8 @@ class LogFile:
         try:
             if self._file is None:
                 head = b"" if self._size else _line({"format": FORMAT, "version": VERSION, **self._prepare()})
-                self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0))
+                flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+                self._file = os.open(self._path, flags, 0o666)
                 self._write(head)
             self._write(_line({"n": self._n + 1, **entry}))
         except OSError as error:

@@ -299,8 +299,12 @@ def _unlike_notes(cells: Cells) -> list[str]:
     if not n:
         return []
     if n == 1:
-        return ["1 cell is unlike those that the model knows, and unidentified: it may be a blast, a clump or dirt"]
-    return [f"{n} cells are unlike those that the model knows, and unidentified: they may be blasts, clumps or dirt"]
+        return [
+            "1 cell is unlike those that the model knows and was left unidentified: perhaps a blast, a clump or dirt"
+        ]
+    return [
+        f"{n} cells are unlike those that the model knows and were left unidentified: perhaps blasts, clumps or dirt"
+    ]
 
 
 def _scale_notes(look: Appearance, n: int) -> list[str]:

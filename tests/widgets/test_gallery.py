@@ -319,6 +319,7 @@ def test_an_added_cell_is_judged_by_the_model_of_the_run(installed, viewer, dock
         shutil.copy(default.with_suffix(".safetensors"), user_models() / "other.safetensors")
     viewer.open(str(case / "r/nine"), plugin="napari-wbc")
     gallery = dock(TITLE)
+    assert viewer.layers["cells labels"].contour > 0  # filled, they would hide the cells
     table = table_of(gallery)
     gone = table[table["class_model"] == "neutrophil"].iloc[0]
     gallery.view.select({int(gone.name)})

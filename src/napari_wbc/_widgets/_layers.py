@@ -20,7 +20,7 @@ from ._source import KEY as KEY  # the reader marks its layers with it too
 from ._source import file_of
 
 if TYPE_CHECKING:
-    from napari.layers import Layer
+    from napari.layers import Labels, Layer
     from napari.viewer import Viewer
 
     from napari_wbc.pipeline import Analysis
@@ -195,7 +195,7 @@ def update_layers(viewer: Viewer, analysis: Analysis, image_layer: Layer) -> dic
         else:
             layer = getattr(viewer, f"add_{kind}")(data, **attributes)
             if role == LABELS:
-                layer.contour = max(2, round(max(extent) / 350))
+                draw_outlines(layer, extent)
         shown[role] = layer
     if analysis.whole is not None:
         show_maps(viewer, analysis, image_layer, transform)
@@ -203,6 +203,11 @@ def update_layers(viewer: Viewer, analysis: Analysis, image_layer: Layer) -> dic
         viewer.layers.selection.clear()
         viewer.layers.selection.update(selected)
     return shown
+
+
+def draw_outlines(labels: Labels, extent: Sequence[int]) -> None:
+    """Show cells as outlines, which hide nothing of them; napari's readers cannot say so."""
+    labels.contour = max(2, round(max(extent) / 350))
 
 
 def find_layer(viewer: Viewer, image_layer: Layer, role: str) -> Layer | None:

@@ -129,7 +129,9 @@ def name_plates(cells: Cells, extent: Sequence[int], scale: Sequence[float]) -> 
     # A name should hide neither names nor, half as bad, other cells.
     obstacles = np.column_stack([boxes, np.full(len(boxes), 0.5)])
     for k in np.flatnonzero(named):
-        name, p = str(table["class"].iloc[k]), table["probability"].iloc[k]
+        name = str(table["class"].iloc[k])
+        # The probability is of the model's class; beside another that a reviewer chose it would mislead.
+        p = table["probability"].iloc[k] if name == table["class_model"].iloc[k] else np.nan
         text = SHORT.get(name, name) + (f" {p:.0%}" if np.isfinite(p) else "")
         place = _place(boxes[k], (1.5 * em, text_width(text, em) + 0.8 * em), 0.25 * em, obstacles, extent)
         obstacles = np.vstack([obstacles, (*place, 1.0)])

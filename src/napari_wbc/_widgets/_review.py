@@ -21,7 +21,7 @@ from napari_wbc.decisions import Change
 from napari_wbc.palette import colour
 from napari_wbc.review_session import ReviewSession, checked_name
 
-from ._layers import CELLS, LABELS, MANY, find_layer, show_corrections
+from ._layers import CELLS, LABELS, MANY, draw_outlines, find_layer, show_corrections
 from ._panel import COUNTS, NAMES
 from ._review_open import session_of, user
 from ._source import KEY, slide_of
@@ -97,6 +97,7 @@ class Review(QObject):
         self.selected: npt.NDArray[np.int64] = np.empty(0, np.int64)
         """Labels of the selected cells."""
         self._outlined: set[int] = set()
+        self._drawn: set[object] = set()
         session.subscribe(self._on_change)
         self._show_all()
         self._timer = QTimer(self)
@@ -304,6 +305,9 @@ class Review(QObject):
             labels.data = self.session.labels
             self._outlined = added
         finest = image.data[0] if image.multiscale else image.data
+        if labels is not None and "analysis" not in labels.metadata[KEY] and labels.unique_id not in self._drawn:
+            draw_outlines(labels, finest.shape[:2])  # once: the user may fill them again
+            self._drawn.add(labels.unique_id)
         show_corrections(shown, self.session.cells, finest.shape[:2])
 
     def _smooth(self, _: object = None) -> None:

@@ -92,7 +92,7 @@ class ReadersTab(QWidget):
         fill_table(self.shares, ["Class", "here", "other", "difference", "by chance", "within"], shares)
         kept = found.matrix.to_numpy().sum(axis=0) + found.matrix.to_numpy().sum(axis=1) > 0
         matrix = found.matrix.loc[kept, kept]
-        short = [name if len(name) < 12 else name[:10] + "…" for name in matrix.columns]
+        short = [name if len(name) <= 12 else name[:10] + "…" for name in matrix.columns]
         named = zip(matrix.index, matrix.to_numpy(), strict=True)
         fill_table(self.matrix, ["", *short], [[name, *(str(n) if n else "" for n in row)] for name, row in named])
         for k in range(len(matrix)):

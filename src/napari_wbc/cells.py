@@ -125,6 +125,11 @@ class Cells:
         return tuple(name.removeprefix(PROBABILITY_PREFIX) for name in _probability_columns(self.table))
 
     @property
+    def class_probabilities(self) -> pd.Series:
+        """Probability of each class; NaN where a reviewer chose another than the model, whose `probability` is."""
+        return self.table["probability"].where(self.table["class"] == self.table["class_model"])
+
+    @property
     def centroids(self) -> npt.NDArray[np.float64]:
         """Centres of the cells, (n, 2) rows and columns in level-0 pixels."""
         return self.table[["centroid-0", "centroid-1"]].to_numpy(dtype=np.float64)

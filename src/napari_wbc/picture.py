@@ -140,7 +140,7 @@ def _draw_cells(
     size: tuple[int, int],
 ) -> None:  # fmt: skip
     line = max(2, round(unit / 7))
-    rows = cells.table[["label", "class", "class_model", "probability"]].to_dict("records")
+    rows = cells.table[["label", "class"]].assign(probability=cells.class_probabilities).to_dict("records")
     boxes = {}
     for row in rows:
         parts = [ring * factor for ring in rings.get(row["label"], [])]
@@ -169,9 +169,7 @@ def _tag(
     size: tuple[int, int],
 ) -> Box:  # fmt: skip
     """Write name and probability where they hide least, above the cell by preference."""
-    # The probability is of the model's class; beside another that a reviewer chose it would mislead.
-    told = row["class"] == row["class_model"] and not np.isnan(row["probability"])
-    text = f"{row['class']} {row['probability']:.2f}" if told else row["class"]
+    text = row["class"] if np.isnan(row["probability"]) else f"{row['class']} {row['probability']:.2f}"
     pad = gap = font.size * 0.3
     width, height = font.getlength(text) + 2 * pad, font.size * 1.4
     left, top, right, bottom = around

@@ -153,15 +153,14 @@ def looks(slide: Slide, cells: Cells) -> Iterator[Film]:
     if not 0 < mpp <= MOST_MPP:
         return
     shape = np.array(slide.shape)
-    windows, level = [(0, 0, *slide.shape)], 0
+    windows, level, step = [(0, 0, *slide.shape)], 0, 1.0
     if slide.is_whole:
         side = round(_WINDOW_UM / mpp)
         centres = cells.centroids[walk(cells.centroids)[:_WINDOWS]]
         first = np.clip(np.round(centres - side / 2), 0, np.maximum(shape - side, 0)).astype(int)
         windows = [(*corner, *np.minimum(np.array(corner) + side, shape).tolist()) for corner in first.tolist()]
-        fine = SegmentParameters().working_mpp
-        level = max(k for k, step in enumerate(slide.downsamples) if k == 0 or step * mpp <= fine)
-    step, bodies = slide.downsamples[level], []
+        level, step = slide.level_for(SegmentParameters().working_mpp / mpp)
+    bodies: list[npt.NDArray[np.float64]] = []
     for k, window in enumerate(windows, start=1):
         top, left, bottom, right = (round(edge / step) for edge in window)
         found = platelets_in(slide.read((top, left, bottom, right), level), mpp * step)

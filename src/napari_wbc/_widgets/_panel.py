@@ -119,7 +119,7 @@ def name_plates(cells: Cells, extent: Sequence[int], scale: Sequence[float]) -> 
     -------------------
     See `counts_panel`.
     """
-    plates, table = _Plates(), cells.table
+    plates, table, shares = _Plates(), cells.table, cells.class_probabilities
     boxes = table[["bbox-0", "bbox-1", "bbox-2", "bbox-3"]].to_numpy(dtype=float)
     named = (table["class"] != "").to_numpy()
     em = min(extent[0] / 36, extent[1] / 52)
@@ -129,9 +129,7 @@ def name_plates(cells: Cells, extent: Sequence[int], scale: Sequence[float]) -> 
     # A name should hide neither names nor, half as bad, other cells.
     obstacles = np.column_stack([boxes, np.full(len(boxes), 0.5)])
     for k in np.flatnonzero(named):
-        name = str(table["class"].iloc[k])
-        # The probability is of the model's class; beside another that a reviewer chose it would mislead.
-        p = table["probability"].iloc[k] if name == table["class_model"].iloc[k] else np.nan
+        name, p = str(table["class"].iloc[k]), shares.iloc[k]
         text = SHORT.get(name, name) + (f" {p:.0%}" if np.isfinite(p) else "")
         place = _place(boxes[k], (1.5 * em, text_width(text, em) + 0.8 * em), 0.25 * em, obstacles, extent)
         obstacles = np.vstack([obstacles, (*place, 1.0)])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -293,42 +293,54 @@ class Classifier:
         out = np.empty((len(crops), len(self.card.classes)), np.float32)
         unlikeness = np.full(len(crops), np.nan, np.float32)
         start = 0
-        while start < len(crops):
-            batch = crops[start : start + batch_size]
-            try:
-                part = slice(start, start + len(batch))
-                out[part], unlikeness[part] = self._judge(batch)
-            except RuntimeError as error:
-                if not _out_of_memory(error) or batch_size == 1:
-                    raise
-                batch_size = max(1, min(batch_size, len(batch)) // 2)
-                continue
-            start += len(batch)
-            if progress is not None:
-                progress(start)
+        with self._threads() as pool:
+            while start < len(crops):
+                batch = crops[start : start + batch_size]
+                try:
+                    part = slice(start, start + len(batch))
+                    out[part], unlikeness[part] = self._shared(batch, pool) if pool else self._look(batch)
+                except RuntimeError as error:
+                    if not _out_of_memory(error) or batch_size == 1:
+                        raise
+                    batch_size = max(1, min(batch_size, len(batch)) // 2)
+                    continue
+                start += len(batch)
+                if progress is not None:
+                    progress(start)
         return out, unlikeness
 
-    def _judge(self, batch: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    @contextmanager
+    def _threads(self) -> Iterator[ThreadPoolExecutor | None]:
+        """Threads that share a CPU's work, with what watches the network; none beside a GPU."""
         import torch
 
         with self.gauge.watching() if self.gauge and not self._accelerated else nullcontext():
             if next(self.network.parameters()).device.type != "cpu":
-                return self._look(batch)
-            at_once = max(1, CPU_PIXELS // self.card.crop.pixels**2 // len(self.card.ways))
-            at_once = min(at_once, -(-len(batch) // 2))  # two cells keep two processors busy
-            parts = [batch[start : start + at_once] for start in range(0, len(batch), at_once)]
-            # Each part is the work of one thread: torch's own would share the sums out, and their number change the
-            # last digits. So a laptop, a cluster and the dock write the same table.
+                yield None
+                return
             threads = torch.get_num_threads()
             try:
                 with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                    if self._accelerated:  # which has threads of its own
-                        # Sums of torch in this thread would leave its other threads spinning in the way.
-                        found = list(pool.map(self._weigh, list(self._accelerated(pool.map(self._views, parts)))))
-                    else:
-                        found = list(pool.map(self._look, parts))
+                    yield pool
             finally:
                 torch.set_num_threads(threads)  # threads that begin later take over the number that was set last
+
+    def _shared(
+        self, batch: npt.NDArray[np.uint8], pool: ThreadPoolExecutor
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """Probabilities and unlikeness of a batch on a CPU.
+
+        Each part is the work of one thread: torch's own would share the sums out, and their number change the last
+        digits. So a laptop, a cluster and the dock write the same table.
+        """
+        at_once = max(1, CPU_PIXELS // self.card.crop.pixels**2 // len(self.card.ways))
+        at_once = min(at_once, -(-len(batch) // 2))  # two cells keep two processors busy
+        parts = [batch[start : start + at_once] for start in range(0, len(batch), at_once)]
+        if self._accelerated:  # which has threads of its own
+            # Sums of torch in this thread would leave its other threads spinning in the way.
+            found = list(pool.map(self._weigh, list(self._accelerated(pool.map(self._views, parts)))))
+        else:
+            found = list(pool.map(self._look, parts))
         return np.concatenate([one[0] for one in found]), np.concatenate([one[1] for one in found])
 
     def _look(self, part: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:

@@ -2,6 +2,8 @@
 
 ``python benchmarks/reliability.py fuzz --times 2000`` damages every kind of file so often.
 ``python benchmarks/reliability.py fields --times 2000`` analyses so many fields in one process and watches memory.
+``python benchmarks/reliability.py slide --slide SLIDE`` analyses a whole slide (`benchmarks/make_slide.py` makes one of
+five gigapixels) and watches memory; ``--times`` does it so often in one process.
 ``xvfb-run -a -s "-screen 0 1600x1000x24" python benchmarks/reliability.py classify --times 200`` presses Classify so
 often in one viewer and counts widgets, threads, open files and layers.
 ``xvfb-run -a -s "-screen 0 1600x1000x24" python benchmarks/reliability.py clicks --times 200`` clicks and types so
@@ -102,6 +104,34 @@ def fields(times, seed, only):
     return last > 1.05 * first
 
 
+def slide(times, seed, only, path):
+    """Analyse a whole slide; memory once the first tenth of its cells is classified, and from there on."""
+    from napari_wbc.classifier import Classifier
+    from napari_wbc.pipeline import analyse
+    from napari_wbc.slide import Slide
+
+    del seed, only
+    classifier, start = Classifier.load(device="cpu"), time.perf_counter()
+    for run in range(times):
+        at, n, high = {}, 0, 0.0
+        for step in analyse(Slide.open(path), classifier):
+            n += 0 if step.cells is None else len(step.cells)
+            if not n or not step.total:
+                continue
+            high = max(high, rss())
+            tenth = 10 * step.done // step.total
+            if tenth and tenth not in at:
+                at[tenth] = rss()
+                print(f"run {run + 1}, {10 * tenth:3} %: {n} cells, {rss():7.1f} MB, {handles()} open files, "
+                      f"{threading.active_count()} threads, {time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
+        if run == 0:
+            first = at[min(at)]
+        print(f"run {run + 1}: {n} cells, at the end {rss():.1f} MB, highest {high:.1f} MB", flush=True)
+    growth = at[max(at)] / first - 1
+    print(f"memory grew by {growth * 100:+.1f} % from a tenth of the first run to the end of the last (5 wanted)")
+    return growth > 0.05
+
+
 def classify(times, seed, only):
     """Press Classify in one viewer, over and over."""
     import napari
@@ -142,9 +172,11 @@ def clicks(times, seed, only):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("fuzz", "fields", "classify", "clicks"))
+    parser.add_argument("what", choices=("fuzz", "fields", "slide", "classify", "clicks"))
     parser.add_argument("--times", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="part of the name of a kind of file, or of a dock")
+    parser.add_argument("--slide", type=Path, help="for slide: the file")
     given = parser.parse_args()
-    sys.exit(bool(globals()[given.what](given.times, given.seed, given.only)))
+    more = (given.slide,) if given.what == "slide" else ()
+    sys.exit(bool(globals()[given.what](given.times, given.seed, given.only, *more)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from napari_wbc.batch import Batch, InProcess
 from napari_wbc.batch_folder import BatchFolder, DiskError, Terms
 from napari_wbc.batch_list import ListError, list_slides
 from napari_wbc.cli import app
-from napari_wbc.count import differential
+from napari_wbc.count import differential, group_of
 from napari_wbc.export import read_results
 from napari_wbc.record import Settings
 
@@ -120,6 +121,21 @@ def test_the_tables_of_a_run_are_those_of_its_slides(folder, reference):
 
 def json_of(out, slide):
     return next(e for e in json.loads((out / "run.json").read_text())["inputs"] if e["slide"] == slide)
+
+
+def test_a_run_ends_with_the_counts_of_all_its_slides(folder, reference):
+    output = call(folder, "-o", reference)  # nothing is left to do
+    cells = dataset.dataset(reference / "cells.parquet", partitioning="hive").to_table().to_pandas()
+    n = cells["class"].value_counts()
+    white = sum(int(n.get(name, 0)) for name in n.index if group_of(name) == "white")
+    assert f"{white} white cells in 4 pictures" in output
+    assert re.search(rf"neutrophil │ +{n['neutrophil']} │ +{100 * n['neutrophil'] / white:.1f} ", output)
+    assert f"unidentified: {n['unidentified']} (" in output
+    assert "µm per pixel" in output
+    assert "summary.csv has a differential a slide" in output
+    notes = pd.read_csv(reference / "summary.csv", keep_default_na=False)["notes"]
+    for note in {note for text in notes for note in text.split("; ") if note}:
+        assert f"Note: {note} (" in output
 
 
 def test_a_list_names_patients_and_groups(folder, tmp_path):

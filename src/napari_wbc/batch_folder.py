@@ -227,7 +227,7 @@ class BatchFolder:
             part.unlink(missing_ok=True)
             part.parent.rmdir()
             part.parent.parent.rmdir()
-        return self.results.failed(item, reason)
+        return self.results.clear(item, reason)
 
     def write_tables(self, entries: Sequence[Mapping[str, Any]], classes: Sequence[str], seconds: float) -> None:
         """Write ``run.json`` and ``summary.csv``.

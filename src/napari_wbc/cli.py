@@ -84,7 +84,7 @@ def annotate(
 
     Each picture gets a folder with its cells (CSV, Parquet, GeoJSON for QuPath), labels and an
     annotated picture. differential.csv counts each picture and all together; run.json says how.
-    Results that you corrected are kept: the picture fails then.
+    Results that you corrected are kept and counted: the picture is not analysed then, and fails.
     """
     from .keep import ResultFolders
     from .record import Settings, count_run
@@ -93,10 +93,10 @@ def annotate(
     classifier = load_classifier(model, device)
     run.work(classifier, ResultFolders(output, overwrite=overwrite))
     with told():
-        if run.done:
-            blocks, pooled = count_run(run.done)
+        if run.counted:
+            blocks, pooled = count_run(run.counted)
             run.keep(output, classifier.card, blocks)
-            print_differential(pooled, len(run.done))
+            print_differential(pooled, len(run.counted))
         else:
             run.keep(output, classifier.card, None)
     run.end(f"Results in {output}")

@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -48,6 +48,8 @@ class Outcome:
         What went wrong and what to do; empty if nothing did.
     seconds : float
         Time taken.
+    kept : mapping or None
+        What ``run.json`` said of the corrected results of an earlier run, whose cells these are; None for this run's.
     """
 
     input: Input
@@ -59,6 +61,12 @@ class Outcome:
     sha256: str | None = None
     error: str = ""
     seconds: float = 0.0
+    kept: Mapping[str, Any] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether this run has found its cells."""
+        return self.cells is not None and self.kept is None
 
 
 @dataclass(frozen=True)
@@ -125,7 +133,7 @@ def analyse_files(
             result = outcome(item)
         # A picture that trips over a bug must not cost the results of the others.
         except Exception as error:  # noqa: BLE001
-            result = Outcome(item, error=keeper.failed(item, why(error, item)))
+            result = keeper.failed(item, why(error, item))
         yield replace(result, seconds=time.perf_counter() - start)
 
 
@@ -168,7 +176,7 @@ def write_record(
     """Write ``run.json``: versions, model, parameters, and what became of each picture."""
     from .segment import SegmentParameters
 
-    threshold = next((outcome.threshold for outcome in outcomes if outcome.cells is not None), None)
+    threshold = next((outcome.threshold for outcome in outcomes if outcome.done), None)
     record = {
         "format": FORMAT,
         "command": command,
@@ -194,6 +202,9 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
         "error": None,
         "seconds": round(outcome.seconds, 3),
     }
+    if outcome.kept is not None:
+        kept = {"state": "kept", "error": printable(outcome.error), "cells": len(outcome.cells or ())}
+        return entry | outcome.kept | {key: entry[key] for key in ("path", "slide", "result")} | kept
     if outcome.cells is None:
         return entry | {"result": None, "state": "failed", "error": printable(outcome.error)}
     return entry | {
@@ -204,12 +215,11 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def scales(outcomes: Iterable[Outcome]) -> list[str]:
+def scales(pictures: Iterable[tuple[str, float]]) -> list[str]:
     """Say for each source of the scale what it was: the first thing to check of a run."""
     found: dict[str, list[float]] = {}
-    for outcome in outcomes:
-        if outcome.cells is not None:
-            found.setdefault(outcome.mpp_source, []).append(outcome.mpp)
+    for source, mpp in pictures:
+        found.setdefault(source, []).append(mpp)
     return [_scale(source, found[source]) for source in sorted(found)]
 
 

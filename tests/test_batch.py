@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import slides
-from conftest import FIELDS
+from pictures import FIELDS
 from pyarrow import dataset
 from typer.testing import CliRunner
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,19 @@ import typer
 
 from . import cli_batch, cli_report, cli_search, cli_train
 from .cli_shared import Device, Everywhere, Megapixels, Model, Threshold
-from .console import USAGE, Mpp, Run, bar, load_classifier, print_differential, print_table, say, stop, told
+from .console import (
+    USAGE,
+    Mpp,
+    Run,
+    bar,
+    load_classifier,
+    print_differential,
+    print_table,
+    result_line,
+    say,
+    stop,
+    told,
+)
 from .inputs import printable
 from .piped import serve_program
 
@@ -247,8 +260,10 @@ def models() -> None:
             say(f"  {card.description}")
         say(f"  classes: {', '.join(card.classes)}")
         say(f"  crops: {card.crop.side_um:g} µm, {card.crop.pixels} pixels; threshold {card.threshold:g}")
-        for result in card.results:
-            say(f"  measured: {', '.join(f'{key} {value}' for key, value in result.items())}")
+        for data, results in groupby(card.results, key=lambda result: str(result.get("data", ""))):
+            say(f"  measured on {data}")
+            for result in results:
+                say(f"    {result_line(result)}")
 
 
 @app.command()

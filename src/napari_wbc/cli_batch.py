@@ -15,7 +15,17 @@ import typer
 
 from .cli_shared import Device, Everywhere, Megapixels, Model, Threshold
 from .console import (
-    ALL_FAILED, SOME_FAILED, STOPPED, USAGE, Mpp, load_classifier, print_differential, say, say_notes, say_scales, stop,
+    ALL_FAILED,
+    SOME_FAILED,
+    STOPPED,
+    USAGE,
+    Mpp,
+    load_classifier,
+    print_differential,
+    say,
+    say_notes,
+    say_scales,
+    stop,
     told,
 )  # fmt: skip
 from .inputs import printable

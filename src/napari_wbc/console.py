@@ -271,6 +271,20 @@ def print_differential(counts: pd.DataFrame, n_pictures: int) -> None:
             say(f"{row['class']}: {row['n']}{share if _limits(row) else ''}")
 
 
+def result_line(result: Mapping[str, Any]) -> str:
+    """Return a measured result of a model's card as words; what is wrong or missing in it is left out."""
+    known = {key: value for key, value in result.items() if isinstance(value, int | float)}
+    what = str(result.get("what", "result"))
+    text = f"{what}: {known.get('value', math.nan):.1f}{'' if '×100' in what else ' %'}"
+    if {"low", "high"} <= set(known):
+        text += f" (95 % limits {known['low']:.1f} – {known['high']:.1f})"
+    return (
+        text
+        + (f", {known['n']} cells" if "n" in known else "")
+        + (f"; {result['scaled']}" if result.get("scaled") else "")
+    )
+
+
 def _number(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.1f}"
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     Steps = Generator[Progress, None, Analysis]
 
 FORMAT = "napari-wbc run"
+_BRIEF = 60
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,7 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
     }
     if outcome.kept is not None:
         kept = {"state": "kept", "error": printable(outcome.error), "cells": len(outcome.cells or ())}
-        return entry | outcome.kept | {key: entry[key] for key in ("path", "slide", "result")} | kept
+        return entry | dict(outcome.kept) | {key: entry[key] for key in ("path", "slide", "result")} | kept
     if outcome.cells is None:
         return entry | {"result": None, "state": "failed", "error": printable(outcome.error)}
     return entry | {
@@ -286,6 +287,37 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], most: int = 3) -> str:
+    """Say in which values two trees of settings differ; empty if they do not.
+
+    Parameters
+    ----------
+    before, now : mapping
+        Of plain values and further mappings.
+    most : int
+        How many are named; of more, it is said how many.
+    """
+    was, is_ = _flat(before), _flat(now)
+    keys = [key for key in sorted({*was, *is_}) if was.get(key) != is_.get(key)]
+    told = [f"{key} was {_brief(was.get(key))} and is {_brief(is_.get(key))}" for key in keys[:most]]
+    return printable("; ".join(told + ([f"and {len(keys) - most} more"] if len(keys) > most else [])))
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= {f"{key}.{inner}": found for inner, found in _flat(value).items()}
+        else:
+            flat[str(key)] = value
+    return flat
+
+
+def _brief(value: Any) -> str:
+    text = "not given" if value is None else str(value)
+    return text if len(text) <= _BRIEF else f"{text[:_BRIEF]}…"
 
 
 def now() -> datetime:

@@ -150,7 +150,8 @@ class Results(QWidget):
             item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
             item.setToolTip(entry["unit"])
             if text[-1:] in OUTSIDE:
-                item.setForeground(QColor(FLAG_COLOUR[get_theme(self.theme).type == "light"]))
+                paper = QColor(get_theme(self.theme).background.as_hex())
+                item.setForeground(QColor(FLAG_COLOUR[paper.lightness() > 127]))
                 font = item.font()
                 font.setBold(True)
                 item.setFont(font)

@@ -310,7 +310,7 @@ class Review(QObject):
     def _codes_now(self) -> npt.NDArray[Any]:
         column = self.layer.features["class"]
         is_category = isinstance(column.dtype, pd.CategoricalDtype)
-        return np.asarray(column.cat.codes if is_category else column)
+        return np.array(column.cat.codes if is_category else column)  # a copy: pandas 2 gives what later edits change
 
     def show_rest(self) -> None:
         """Let outlines, names and the panel of counts follow."""

@@ -202,7 +202,9 @@ def test_a_run_that_is_killed_five_times_gives_the_same_as_one_that_is_not(folde
 
 def test_other_parameters_and_other_models_are_refused(folder, reference):
     before = content(reference)
-    assert "parameters.threshold was not given and is 0.9" in call(folder, "-o", reference, "--threshold", "0.9", code=1)
+    assert "parameters.threshold was not given and is 0.9" in call(
+        folder, "-o", reference, "--threshold", "0.9", code=1
+    )
     assert "parameters.everywhere was False and is True" in call(folder, "-o", reference, "--everywhere", code=1)
     record = json.loads((reference / "run.json").read_text())
     try:

@@ -76,7 +76,7 @@ def fuzz(times, seed, only):
 def fields(times, seed, only):
     """Analyse 400 × 400 pixels of real fields, turned and mirrored, one after the other."""
     import numpy as np
-    from conftest import FIELDS
+    from pictures import FIELDS
     from PIL import Image
 
     from napari_wbc.classifier import Classifier

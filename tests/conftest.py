@@ -7,13 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pictures import CROPS, DATA, PBC_MPP
 
 os.environ.setdefault("NAPARI_WBC_OPENVINO", "0")  # torch is the reference; its tests take the other engine
 
 HERE = Path(__file__).parent
-FIELDS = sorted((HERE / "data/fields").glob("*.jpg"))
-PBC_MPP = 0.145
-CROPS = sorted((HERE / "data/crops").glob("*/*.jpg"))
 
 
 @pytest.fixture(scope="session")
@@ -36,14 +34,14 @@ def classifier():
 @pytest.fixture
 def field() -> Path:
     """Return a field with two white cells."""
-    return HERE / "data/fields/BloodImage_00070.jpg"
+    return DATA / "fields/BloodImage_00070.jpg"
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """Return a folder with three classes of three real cells."""
     for name in ("eosinophil", "lymphocyte", "neutrophil"):
-        shutil.copytree(HERE / "data/crops" / name, tmp_path / "cells" / name)
+        shutil.copytree(DATA / "crops" / name, tmp_path / "cells" / name)
     return tmp_path / "cells"
 
 

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from pictures import FIELDS
 from PIL import Image
 
-FIELDS = sorted((Path(__file__).parent / "data/fields").glob("*.jpg"))
 MPP = 0.0725
 FORMATS = ("slide.tif", "slide.svs", "slide.ome.tif", "old.ome.zarr", "new.ome.zarr")
 

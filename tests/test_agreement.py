@@ -7,7 +7,7 @@ from napari_wbc.agreement import by_model, compare, difference_limits, kappa
 from napari_wbc.cells import Cells, measure
 from napari_wbc.count import differential
 from napari_wbc.counted import chosen, walk
-from napari_wbc.reference import SHIPPED, RangesError, load_ranges, with_ranges
+from napari_wbc.reference import SHIPPED, RangesError, flag_sign, load_ranges, with_ranges
 
 CLASSES = ["neutrophil", "lymphocyte", "monocyte"]
 
@@ -74,6 +74,14 @@ def test_counts_that_differ_by_more_than_chance():
         cells_of(*["neutrophil"] * 60, *["lymphocyte"] * 40),
     )
     assert not compare(one, two).shares.set_index("class").loc["lymphocyte", "within"]
+
+
+def test_the_sign_of_a_value_outside_its_range_says_whether_its_limits_are_outside_too():
+    assert flag_sign("high", 55, 70, 40, 50) == "▲"
+    assert flag_sign("high", 45, 70, 40, 50) == "△"
+    assert flag_sign("low", 10, 35, 40, 50) == "▼"
+    assert flag_sign("low", 10, 45, 40, 50) == "▽"
+    assert flag_sign("", 41, 49, 40, 50) == ""
 
 
 def test_ranges_flags_and_absolute_counts():

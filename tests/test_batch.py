@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import slides
-from conftest import FIELDS
+from pictures import FIELDS
 from pyarrow import dataset
 from typer.testing import CliRunner
 
@@ -26,7 +27,7 @@ from napari_wbc.batch import Batch, InProcess
 from napari_wbc.batch_folder import BatchFolder, DiskError, Terms
 from napari_wbc.batch_list import ListError, list_slides
 from napari_wbc.cli import app
-from napari_wbc.count import differential
+from napari_wbc.count import differential, group_of
 from napari_wbc.export import read_results
 from napari_wbc.record import Settings
 
@@ -122,6 +123,21 @@ def json_of(out, slide):
     return next(e for e in json.loads((out / "run.json").read_text())["inputs"] if e["slide"] == slide)
 
 
+def test_a_run_ends_with_the_counts_of_all_its_slides(folder, reference):
+    output = call(folder, "-o", reference)  # nothing is left to do
+    cells = dataset.dataset(reference / "cells.parquet", partitioning="hive").to_table().to_pandas()
+    n = cells["class"].value_counts()
+    white = sum(int(n.get(name, 0)) for name in n.index if group_of(name) == "white")
+    assert f"{white} white cells in 4 pictures" in output
+    assert re.search(rf"neutrophil │ +{n['neutrophil']} │ +{100 * n['neutrophil'] / white:.1f} ", output)
+    assert f"unidentified: {n['unidentified']} (" in output
+    assert "µm per pixel" in output
+    assert "summary.csv has a differential a slide" in output
+    notes = pd.read_csv(reference / "summary.csv", keep_default_na=False)["notes"]
+    for note in {note for text in notes for note in text.split("; ") if note}:
+        assert f"Note: {note} (" in output
+
+
 def test_a_list_names_patients_and_groups(folder, tmp_path):
     (tmp_path / "list.csv").write_text(
         "slide,patient,group,stain\n"
@@ -186,7 +202,9 @@ def test_a_run_that_is_killed_five_times_gives_the_same_as_one_that_is_not(folde
 
 def test_other_parameters_and_other_models_are_refused(folder, reference):
     before = content(reference)
-    assert "parameters.threshold was None and is 0.9" in call(folder, "-o", reference, "--threshold", "0.9", code=1)
+    assert "parameters.threshold was not given and is 0.9" in call(
+        folder, "-o", reference, "--threshold", "0.9", code=1
+    )
     assert "parameters.everywhere was False and is True" in call(folder, "-o", reference, "--everywhere", code=1)
     record = json.loads((reference / "run.json").read_text())
     try:

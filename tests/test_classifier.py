@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CROPS
+from pictures import CROPS
 
 from napari_wbc.classifier import Classifier, ModelCard, ModelError, save_model
 from napari_wbc.crop import CropSize

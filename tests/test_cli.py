@@ -291,6 +291,11 @@ def test_models_info_and_version(classifier):
     output = call("models")
     assert classifier.card.name in output
     assert "immature granulocyte" in output
+    result = classifier.card.results[0]
+    assert f"measured on {result['data']}" in output
+    low, high = f"{result['low']:.1f}", f"{result['high']:.1f}"
+    assert f"{result['what']}: {result['value']:.1f} % (95 % limits {low} – {high}), {result['n']} cells" in output
+    assert "what " not in output
     assert "threads: " in call("info")
     assert call("--version").startswith("napari-wbc 0.")
     assert "Exit codes" in call("annotate", "--help")

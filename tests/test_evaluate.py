@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from napari_wbc.dataset import DatasetError
-from napari_wbc.evaluate import Evaluation, calibration_error, compare, evaluate, write_report
+from napari_wbc.evaluate import Evaluation, calibration_error, compare, evaluate
+from napari_wbc.evaluate_report import classes_table, limits_note, metrics_table, write_report
 
 CROPS = Path(__file__).parent / "data/crops"
 
@@ -71,6 +72,31 @@ def test_limits_draw_whole_units() -> None:
     assert alone["low"] > 0.3
     assert together["low"] == 0
     assert together["high"] == 1
+
+
+def test_where_no_cell_is_wrong_the_limits_are_exact_or_none() -> None:
+    """A bootstrap of cells that are all right would say 1 to 1, whatever their number."""
+    p, y = [[0.9, 0.05, 0.05]] * 6 + [[0.05, 0.9, 0.05]] * 6, ["a"] * 6 + ["b"] * 6
+    told = result(p, y).summary.set_index("metric")
+    assert told.loc["accuracy", ["low", "high"]].tolist() == [pytest.approx(0.025 ** (1 / 12)), 1.0]
+    assert told.loc[["macro-F1", "Cohen's kappa"], ["low", "high"]].isna().all(axis=None)
+    patients = result(p, y, [0, 0, 1, 1, 2, 2] * 2).summary.set_index("metric")
+    assert patients.loc["accuracy", "low"] == pytest.approx(0.025 ** (1 / 3))  # three patients, not twelve cells
+    one = result([*p[:11], p[0]], y, [0] * 12).summary.set_index("metric")
+    assert one.loc["accuracy", ["low", "high"]].isna().all()  # of one patient nothing follows for others
+    assert "those of the accuracy are exact" in limits_note(result(p, y))
+    assert "exact" not in limits_note(FOUR)
+    assert "bootstrap over 4 " in limits_note(FOUR)
+
+
+def test_what_is_read_is_in_per_cent_where_it_is_a_share() -> None:
+    shown = metrics_table(FOUR).set_index("metric")
+    assert shown.loc["accuracy, %", "value"] == "50.0"
+    assert float(shown.loc["accuracy, %", "95 % limits"].split(" – ")[1]) > 50
+    assert shown.loc["log loss", "value"] == f"{-np.log([0.8, 0.3, 0.7, 0.4]).mean():.3f}"
+    classes = classes_table(FOUR).set_index("class")
+    assert classes.loc["c", ["precision, %", "recall, %"]].tolist() == ["–", "0.0"]
+    assert "AUC" in classes
 
 
 def test_mcnemar() -> None:
@@ -139,12 +165,25 @@ def test_commands(tmp_path: Path) -> None:
     told = CliRunner().invoke(app, [*command, "--mpp", "0.145", "--val", "0.34", "--name", "tiny", "--device", "cpu"])
     assert told.exit_code == 0, told.output
     assert "Model tiny" in told.output
+    assert "Few steps: 4 in 2 epochs" in told.output
     command = ["evaluate", "tiny", "wbc8-mobilenetv2", str(CROPS), "-o", str(tmp_path / "r"), "--mpp", "0.145"]
     told = CliRunner().invoke(app, command)
     assert told.exit_code == 0, told.output
     assert (tmp_path / "r/report.html").is_file()
+    assert "accuracy, %" in told.output
+    assert f"{CROPS.name}: 24 cells" in told.output
+    assert "is its split.csv" in " ".join(CliRunner().invoke(app, [*command, "--part", "val"]).output.split())
+    run = str(tmp_path / "run/split.csv")
+    told = CliRunner().invoke(app, [*command, "--part", "val", "--split-file", run])
+    assert told.exit_code == 0, told.output
+    held = pd.read_csv(tmp_path / "run/predictions.csv")
+    judged = pd.read_csv(tmp_path / "r/tiny_crops_val_predictions.csv")
+    assert sorted(judged["file"]) == sorted(held["file"])
+    assert judged["right"].sum() == held["right"].sum()
+    assert "--split-file needs --part" in CliRunner().invoke(app, [*command, "--split-file", run]).output
     told = CliRunner().invoke(app, ["models"])
     assert "tiny: custom_cnn" in told.output
+    assert "measured on crops/val" in told.output
     told = CliRunner().invoke(app, ["train", str(tmp_path / "none"), "-o", str(tmp_path / "x")])
     assert told.exit_code == 1
     assert "no such file or folder" in told.output

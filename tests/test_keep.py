@@ -6,6 +6,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -17,10 +18,12 @@ from napari_wbc.cells import measure
 from napari_wbc.cli import app
 from napari_wbc.crop_folder import write_crops
 from napari_wbc.export import write_folder
-from napari_wbc.inputs import Input, find_images
-from napari_wbc.record import Outcome, scales
+from napari_wbc.inputs import find_images
+from napari_wbc.record import scales
+from napari_wbc.review_session import ReviewSession
 
-VIEW = next(sample.path for sample in samples() if sample.key == "yellow_eosinophil")
+SAMPLES = {sample.key: sample.path for sample in samples()}
+VIEW, FIELD = SAMPLES["yellow_eosinophil"], SAMPLES["smear_neutrophil_monocyte"]
 LABELS = np.zeros((20, 30), np.int32)
 LABELS[2:6, 3:9] = 1
 CELLS = measure(LABELS, slide="x.jpg")
@@ -49,11 +52,51 @@ def test_corrected_results_are_kept_before_any_work_and_given_up_on_demand(tmp_p
             assert "--overwrite" in output
             assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     entry = json.loads((tmp_path / "out" / "run.json").read_text())["inputs"][0]
-    assert (entry["state"], entry["result"]) == ("failed", None)
+    assert (entry["state"], entry["result"], entry["cells"]) == ("kept", "x", 1)
     output = call("segment", tmp_path / "x.jpg", "-o", tmp_path / "out", "--overwrite")
     assert "Scale 0." in output
     assert sorted(path.name for path in folder.iterdir()) == ["cells.csv", "labels.tif"]
     call("segment", tmp_path / "x.jpg", "-o", tmp_path / "out")  # a model's results need no leave
+
+
+def test_a_reviewed_picture_stays_in_a_run_that_is_made_again(tmp_path):
+    """It is in run.json, in the counts, and in what report and export read."""
+    shutil.copy(VIEW, tmp_path / "x.jpg")
+    shutil.copy(FIELD, tmp_path / "y.jpg")
+    out = tmp_path / "out"
+    call("annotate", tmp_path / "x.jpg", tmp_path / "y.jpg", "-o", out)
+    first = json.loads((out / "run.json").read_text())
+    session = ReviewSession.open(out / "x")
+    session.decide(session.cells.table["label"].tolist(), "basophil", "A. Reader")
+    session.close()
+    for _ in range(2):  # a run that was made again is made again
+        output = call("annotate", tmp_path / "x.jpg", tmp_path / "y.jpg", "-o", out, "--threshold", 0.3, code=3)
+        assert "holds results that were corrected; they are kept" in output
+        assert "white cells in 2 pictures" in output
+        record = json.loads((out / "run.json").read_text())
+        kept, fresh = record["inputs"]
+        assert (kept["state"], kept["result"], kept["cells"]) == ("kept", "x", 1)
+        assert kept["sha256"] == first["inputs"][0]["sha256"]
+        assert kept["mpp"] == first["inputs"][0]["mpp"]
+        assert [note for note in kept["notes"] if first["started"] in note and "are kept" in note] == kept["notes"][-1:]
+        assert (fresh["state"], record["threshold"]) == ("ok", 0.3)
+        counts = pd.read_csv(out / "differential.csv").set_index(["slide", "class"])["n"]
+        assert counts["x.jpg", "basophil"] == counts["all", "basophil"] == 1
+    call("report", out, "-o", tmp_path / "report.json")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert [(row["name"], row["cells"]) for row in report["pictures"]] == [("x.jpg", 1), ("y.jpg", 2)]
+    assert kept["notes"][-1] in report["skipped"]["notes"]
+    assert "3 cells of 2 pictures" in call("export", out, "-o", tmp_path / "cells.json")
+
+
+def test_results_of_another_picture_are_not_those_of_one_that_is_refused_their_folder(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shutil.copy(VIEW, tmp_path / name / "x.jpg")
+    write_folder(tmp_path / "out" / "x", CELLS, LABELS, picture=tmp_path / "a" / "x.jpg", corrected=True)
+    call("annotate", tmp_path / "b" / "x.jpg", "-o", tmp_path / "out", code=1)
+    entry = json.loads((tmp_path / "out" / "run.json").read_text())["inputs"][0]
+    assert (entry["state"], entry["result"]) == ("failed", None)
 
 
 @pytest.mark.parametrize(("corrected", "words"), [(False, "were removed"), (True, "corrected results")])
@@ -106,10 +149,8 @@ def test_crops_and_results_within_a_folder_are_no_pictures(tmp_path):
 
 
 def test_the_scale_of_a_run_is_said_by_its_source():
-    item = Input(VIEW, "x", "x")
     made = [(0.1, "red cells"), (0.12, "red cells"), (0.2, "white cells"), (float("nan"), "unknown")]
-    outcomes = [Outcome(item, CELLS, mpp=mpp, mpp_source=source) for mpp, source in made]
-    assert scales([*outcomes, Outcome(item, error="broken")]) == [
+    assert scales((source, mpp) for mpp, source in made) == [
         "Scale 0.11 µm per pixel, measured from the red cells (2 pictures, 0.1 to 0.12)",
         "Scale unknown in 1 picture",
         "Scale 0.2 µm per pixel, assumed from the white cells (1 picture)",

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import FIELDS
+from pictures import FIELDS
 
 import napari_wbc
 from napari_wbc.cells import IMPROBABLE, UNLIKE

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import slides
 import tifffile
-from conftest import FIELDS
+from pictures import FIELDS
 
 from napari_wbc import _slide_reader
 from napari_wbc.inputs import find_images

@@ -19,7 +19,7 @@ import torch
 from napari_wbc.classifier import Classifier, ModelCard, ModelError, save_model
 from napari_wbc.models import NETWORKS, available_models, build
 from napari_wbc.recipe import Recipe, load_recipe, recipes
-from napari_wbc.train import HISTORY, TrainingError, train
+from napari_wbc.train import HISTORY, TrainingError, few_steps, train
 
 CROPS = Path(__file__).parent / "data/crops"
 TINY = Recipe(
@@ -144,6 +144,33 @@ t.run(Path(sys.argv[1]), Path(sys.argv[2]), report=report)
 """
 
 
+def test_too_few_steps_are_told() -> None:
+    assert few_steps(120, 10) == ""
+    assert "more epochs (40)" in few_steps(30, 10)  # 3 a epoch
+    assert "1 in 1 epoch change" in few_steps(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("network", "words"),
+    [("mobilenet_v2", "mobilenet_v2-7ebf99e0.pth"), ("efficientnet_v2_s_selu6", "efficientnet_v2_s"),
+     ("inception_resnet_v2", "timm downloads them")],
+)  # fmt: skip
+def test_without_network_it_is_said_where_the_weights_are_from(network, words, tmp_path, monkeypatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", no_network)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
+    monkeypatch.setattr("timm.create_model", no_network)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    with pytest.raises(ValueError, match="cannot be had") as caught:
+        build(network, 2, start="imagenet")
+    assert words in str(caught.value)
+    assert "--start random" in str(caught.value)
+    if "timm" not in words:  # the file that is put there by hand is the one that is looked for
+        assert f"{tmp_path}/checkpoints" in str(caught.value)
+
+
 def test_early_stopping(tree: Path, tmp_path: Path) -> None:
     done = run(tree, tmp_path / "run", TINY.but(epochs=30, lr=1e-9, patience=2))
     assert len(done.history) < 30
@@ -156,8 +183,15 @@ def test_folders_that_hold_something_else(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="holds other files"):
         run(tree, tmp_path / "full")
     run(tree, tmp_path / "run", TINY.but(epochs=1))
-    with pytest.raises(TrainingError, match="other settings"):
+    with pytest.raises(TrainingError, match=r"other settings \(recipe.epochs was 1 and is 2\); give the same"):
         run(tree, tmp_path / "run", TINY.but(epochs=2))
+    with pytest.raises(TrainingError, match=r"recipe.batch_size was 4 and is 2; .*; and 1 more\)"):
+        run(tree, tmp_path / "run", TINY.but(epochs=2, batch_size=2, lr=1e-5, seed=1))
+    settings = (tmp_path / "run/settings.json").read_bytes()
+    (tmp_path / "run/settings.json").write_bytes(settings[:100])
+    with pytest.raises(TrainingError, match=r"settings\.json: damaged"):
+        run(tree, tmp_path / "run", TINY.but(epochs=1))
+    (tmp_path / "run/settings.json").write_bytes(settings)
     with pytest.raises(TrainingError, match="finished"):
         run(tree, tmp_path / "run", TINY.but(epochs=1))
 

@@ -1,9 +1,12 @@
 """Whole slides, end to end: every cell once, whatever the tiles."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import slides
-from conftest import FIELDS
+from pictures import FIELDS
 from PIL import Image
 from skimage.draw import polygon
 
@@ -24,6 +27,17 @@ def path(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(path):
     return run(analyse(Slide.open(path)))
+
+
+def test_the_slide_to_try_that_the_documentation_writes(tmp_path, monkeypatch):
+    """It is made of what the package brings, and is a slide."""
+    text = (Path(__file__).parents[1] / "docs/slides.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text.partition("## Slides to try it on")[2], re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})  # noqa: S102 - our own documentation
+    slide = Slide.open(tmp_path / "smear.tif")
+    assert slide.is_whole
+    assert len(run(analyse(slide)).cells) > 100
 
 
 def test_the_cells_of_a_slide_are_those_of_its_fields(found):

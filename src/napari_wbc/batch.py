@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .atomic import ExportError
 from .batch_folder import BatchFolder, DiskError, check_same
 from .batch_list import Listed
+from .class_names import UNIDENTIFIED
+from .count import differential_of
 from .inputs import Input, fingerprint
 from .pipeline import Analysis, Progress
 from .record import open_input, why
 from .slide import ImageError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from .classifier import Classifier
     from .record import Settings
 
@@ -171,7 +175,21 @@ class Batch:
     @property
     def cells(self) -> int:
         """How many cells the finished slides have."""
-        return sum(entry.record["cells"] for entry in self._entries.values() if entry.record)
+        return sum(record["cells"] for record in self.finished)
+
+    @property
+    def finished(self) -> list[dict[str, Any]]:
+        """What is known of the slides that are finished."""
+        return [entry.record for entry in self._entries.values() if entry.record]
+
+    @property
+    def pooled(self) -> pd.DataFrame:
+        """The differential of all finished slides together, as the model gave it."""
+        n: Counter[str] = Counter(dict.fromkeys(self.folder.terms.card.classes, 0))
+        for record in self.finished:
+            n.update({name: row["n"] for name, row in record["counts"].items()})
+        unidentified = n.pop(UNIDENTIFIED, 0)
+        return differential_of({**n, UNIDENTIFIED: unidentified}, "all")
 
     @property
     def failures(self) -> list[tuple[Path, str]]:

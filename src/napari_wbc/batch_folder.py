@@ -25,7 +25,7 @@ from .count import differential
 from .export import BATCH_FOLDER, write_results
 from .inputs import Input, fingerprint, printable
 from .keep import ResultFolders
-from .record import FORMAT, Settings, now, versions
+from .record import FORMAT, Settings, differences, now, versions
 from .slide import ImageError
 from .tables import harmless
 
@@ -133,21 +133,15 @@ class BatchFolder:
         try:
             told = json.loads(earlier.read_text(encoding="utf-8"))
             same_kind = told["format"] == FORMAT and told["command"] == "batch"
-            before = {
-                **_flat({key: told[key] for key in ("model", "parameters")}),
-                _VERSION: told["versions"][_VERSION],
-            }
+            before = {**{key: told[key] for key in ("model", "parameters")}, _VERSION: told["versions"][_VERSION]}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ExportError(f"{earlier}: not the record of a batch ({error}); choose another folder") from error
         if not same_kind:
             raise ExportError(f"{self.path}: holds a run of {printable(str(told['command']))}; choose another folder")
-        wanted = {**_flat(json.loads(json.dumps(self.terms.to_dict()))), _VERSION: versions()[_VERSION]}
-        differ = [f"{key} was {before.get(key)} and is {wanted.get(key)}" for key in sorted({*before, *wanted})
-                  if before.get(key) != wanted.get(key)]  # fmt: skip
-        if differ:
+        wanted = {**json.loads(json.dumps(self.terms.to_dict())), _VERSION: versions()[_VERSION]}
+        if differ := differences(before, wanted):
             raise ExportError(
-                f"{self.path}: holds a run of other parameters ({printable('; '.join(differ[:3]))}); give the same, or "
-                "choose another folder"
+                f"{self.path}: holds a run of other parameters ({differ}); give the same, or choose another folder"
             )
 
     def _sweep(self) -> None:
@@ -227,7 +221,7 @@ class BatchFolder:
             part.unlink(missing_ok=True)
             part.parent.rmdir()
             part.parent.parent.rmdir()
-        return self.results.failed(item, reason)
+        return self.results.clear(item, reason)
 
     def write_tables(self, entries: Sequence[Mapping[str, Any]], classes: Sequence[str], seconds: float) -> None:
         """Write ``run.json`` and ``summary.csv``.
@@ -286,16 +280,6 @@ def _holder(path: Path) -> str:
         return f"held by process {int(told['pid'])} on {printable(told['host'])} since {printable(told['since'])}"
     except (OSError, ValueError, KeyError, TypeError):
         return "held by another run"
-
-
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= {f"{key}.{inner}": found for inner, found in _flat(value).items()}
-        else:
-            flat[key] = value
-    return flat
 
 
 def _counts(cells: Cells) -> dict[str, dict[str, float]]:

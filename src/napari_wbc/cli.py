@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,19 @@ import typer
 
 from . import cli_batch, cli_report, cli_search, cli_train
 from .cli_shared import Device, Everywhere, Megapixels, Model, Threshold
-from .console import USAGE, Mpp, Run, bar, load_classifier, print_differential, print_table, say, stop, told
+from .console import (
+    USAGE,
+    Mpp,
+    Run,
+    bar,
+    load_classifier,
+    print_differential,
+    print_table,
+    result_line,
+    say,
+    stop,
+    told,
+)
 from .inputs import printable
 from .piped import serve_program
 
@@ -84,7 +97,7 @@ def annotate(
 
     Each picture gets a folder with its cells (CSV, Parquet, GeoJSON for QuPath), labels and an
     annotated picture. differential.csv counts each picture and all together; run.json says how.
-    Results that you corrected are kept: the picture fails then.
+    Results that you corrected are kept and counted: the picture is not analysed then, and fails.
     """
     from .keep import ResultFolders
     from .record import Settings, count_run
@@ -93,10 +106,10 @@ def annotate(
     classifier = load_classifier(model, device)
     run.work(classifier, ResultFolders(output, overwrite=overwrite))
     with told():
-        if run.done:
-            blocks, pooled = count_run(run.done)
+        if run.counted:
+            blocks, pooled = count_run(run.counted)
             run.keep(output, classifier.card, blocks)
-            print_differential(pooled, len(run.done))
+            print_differential(pooled, len(run.counted))
         else:
             run.keep(output, classifier.card, None)
     run.end(f"Results in {output}")
@@ -247,8 +260,10 @@ def models() -> None:
             say(f"  {card.description}")
         say(f"  classes: {', '.join(card.classes)}")
         say(f"  crops: {card.crop.side_um:g} µm, {card.crop.pixels} pixels; threshold {card.threshold:g}")
-        for result in card.results:
-            say(f"  measured: {', '.join(f'{key} {value}' for key, value in result.items())}")
+        for data, results in groupby(card.results, key=lambda result: str(result.get("data", ""))):
+            say(f"  measured on {data}")
+            for result in results:
+                say(f"    {result_line(result)}")
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .cli_shared import Device, Everywhere, Megapixels, Model, Threshold
-from .console import ALL_FAILED, SOME_FAILED, STOPPED, USAGE, Mpp, load_classifier, say, stop, told
+from .console import (
+    ALL_FAILED,
+    SOME_FAILED,
+    STOPPED,
+    USAGE,
+    Mpp,
+    load_classifier,
+    print_differential,
+    say,
+    say_notes,
+    say_scales,
+    stop,
+    told,
+)  # fmt: skip
 from .inputs import printable
 from .piped import Lines, is_piped
 
@@ -119,9 +133,13 @@ def _end(run: Batch, output: Path, why: tuple[str, int]) -> None:
     parts += [f"{states['skipped']} done before"] * bool(states["skipped"])
     parts += [f"{len(failures)} failed"] * bool(failures)
     parts += [f"{states['waiting']} not done"] * bool(states["waiting"])
+    if finished:
+        print_differential(run.pooled, finished)
+        say_scales((record["mpp_source"], record["mpp"]) for record in run.finished)
+        say_notes(Counter(note for record in run.finished for note in record["notes"]), finished)
     say(f"{', '.join(parts)}: {run.cells} cells in {finished} slide{'s' if finished != 1 else ''}")
     if finished:
-        say(f"Results in {output}")
+        say(f"Results in {output}; summary.csv has a differential a slide")
     say("Research use only.")
     if why[0]:
         stop(f"{why[0]}. {finished} of {run.total} slides are finished; the same command goes on from there.", why[1])

@@ -97,6 +97,7 @@ def run_protocol(
 
 def print_found(found: Found) -> None:
     """Print the notes, then a table a stage, the best first."""
+    from .evaluate_report import NO_SHARES
     from .search_report import MEASURED, ranked_table, reported
 
     table = ranked_table(found)
@@ -105,18 +106,24 @@ def print_found(found: Found) -> None:
     for note in found.split.notes:
         say(f"Note: {note}")
 
-    def number(mean: float, sd: float) -> str:
-        return "" if mean != mean else f"{mean:.3f}" + ("" if sd != sd else f" ± {sd:.3f}")
+    def number(mean: float, sd: float, name: str) -> str:
+        times, digits = (1, 3) if name in NO_SHARES else (100, 1)
+        mean, sd = times * mean, times * sd
+        return "" if mean != mean else f"{mean:.{digits}f}" + ("" if sd != sd else f" ± {sd:.{digits}f}")
+
+    def head(name: str) -> str:
+        return name if name.split(maxsplit=1)[1] in NO_SHARES else f"{name}, %"
 
     # Accuracy and F1 of validation are there already.
     further = ("precision", "recall", "specificity", "AUC") if part == "val" else MEASURED[:-1]
     for stage in found.stages:
         rows = []
         for row in table[table["stage"] == stage.name].to_dict("records"):
-            values = [number(row[f"{name} mean"], row[f"{name} sd"]) for name in ("accuracy", "loss", "macro_f1")]
-            values += [number(row[f"{part} {name}"], row[f"{part} {name} sd"]) for name in further]
+            values = [number(row[f"{name} mean"], row[f"{name} sd"], name) for name in ("accuracy", "loss", "macro_f1")]
+            values += [number(row[f"{part} {name}"], row[f"{part} {name} sd"], name) for name in further]
             rows.append([row["rank"], row["variant"] + (" (failed)" if row["failed"] else ""), *values])
-        heads = ["#", "variant", "val accuracy", "val loss", "val macro-F1", *(f"{part} {name}" for name in further)]
+        names = ["val accuracy", "val loss", "val macro-F1", *(f"{part} {name}" for name in further)]
+        heads = ["#", "variant", *map(head, names)]
         folds = f", mean ± standard deviation over {stage.folds} folds" if stage.folds else ""
         print_table(heads, rows, f"{stage.name}{folds}{f' — scaled: {scaled}' if scaled else ''}")
     for trial in found.trials:

@@ -9,7 +9,7 @@ import typer
 
 from .cli_search import adapted, refuse_swept, run_protocol
 from .cli_shared import SplitKind, Starts, bar_of, errors, read_data
-from .console import STOPPED, USAGE, Mpp, load_classifier, print_table, say, stop
+from .console import STOPPED, USAGE, Mpp, load_classifier, print_table, result_line, say, stop
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -125,6 +125,7 @@ def train(
 
 def _train_one(cells: Any, recipe: Recipe, output: Path, options: dict[str, Any], name: str | None) -> None:
     """One run, and what to say of it."""
+    from .train import few_steps
     from .train import train as run
 
     try:
@@ -138,11 +139,12 @@ def _train_one(cells: Any, recipe: Recipe, output: Path, options: dict[str, Any]
         say(f"Stopped early: {done.stopped}")
     if recipe.scaled:
         say(f"Scaled: {recipe.scaled}")
+    if hint := few_steps(done.card.training["steps"], len(done.history)):
+        say(hint)
     last = done.history.iloc[-1]
     say(f"{len(done.history)} epochs; validation accuracy {100 * last.val_accuracy:.1f} % in the last")
     for result in done.card.results:
-        limits = f" (95 % limits {result['low']:.1f}–{result['high']:.1f})" if "low" in result else ""
-        say(f"{result['what']} on {result['data']}: {result['value']:.1f}{limits}, {result['n']} cells")
+        say(f"{result['data']}, {result_line(result)}")
     say(f"Model {done.card.name} in {done.folder}; use it with --model {done.card.name}")
 
 
@@ -150,6 +152,9 @@ def evaluate(
     model: Annotated[list[str], typer.Argument(help="MODEL … DATA: names, cards or folders of models, then the data.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the report.")],
     part: Annotated[str | None, typer.Option(help="Only this given split of the data: train, val or test.")] = None,
+    split_file: Annotated[
+        Path | None, typer.Option(help="Take --part from a split that was saved: split.csv of a training run.")
+    ] = None,
     among: Annotated[
         str, typer.Option(help="Answers allowed: model (all classes), data (those of the data), or names with commas.")
     ] = "model",
@@ -163,27 +168,30 @@ def evaluate(
     if len(model) < 2:
         stop("give a model and the data: napari-wbc evaluate wbc8-mobilenetv2 DATA -o REPORT", USAGE)
     *models, data = model
+    if split_file and not part:
+        stop("--split-file needs --part: which of its parts, val or test, is to be judged", USAGE)
     pairs = dict(text.split("=", 1) for text in classes or [] if "=" in text)
     if len(pairs) != len(classes or []):
         stop("--class takes FROM=TO, as in --class ig='immature granulocyte'", USAGE)
     allowed = among if among in ("model", "data") else [name.strip() for name in among.split(",")]
     with errors():
         from .evaluate import evaluate as judge
-        from .evaluate import write_report
+        from .evaluate_report import limits_note, metrics_table, write_report
 
         results = []
+        options: dict[str, Any] = {
+            "part": part, "split_file": split_file, "mpp": mpp, "among": allowed, "classes": pairs,
+        }  # fmt: skip
         for name in models:
             classifier = load_classifier(name, device)
             with bar_of() as report:
-                results.append(judge(classifier, data, part=part, mpp=mpp, among=allowed, classes=pairs, report=report))
+                results.append(judge(classifier, data, **options, report=report))
         page = write_report(results, output)
         for result in results:
-            summary = result.summary
-            print_table(
-                ["metric", "value", "95 % limits"],
-                [(row.metric, f"{row.value:.3f}", f"{row.low:.3f} – {row.high:.3f}") for row in summary.itertuples()],
-                f"{result.model} on {result.data}: {len(result.table)} cells",
-            )
+            shown = metrics_table(result)
+            title = f"{result.model} on {result.data}: {len(result.table)} cells"
+            print_table(list(shown.columns), shown.to_numpy().tolist(), title)
+            say(limits_note(result))
             for note in result.notes:
                 say(f"Note: {note}")
         say(f"Report: {page}")

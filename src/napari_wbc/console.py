@@ -85,6 +85,11 @@ class Run:
     @property
     def done(self) -> list[Outcome]:
         """What succeeded."""
+        return [outcome for outcome in self.outcomes if outcome.done]
+
+    @property
+    def counted(self) -> list[Outcome]:
+        """What has cells: what succeeded, and corrected results of an earlier run, which stay."""
         return [outcome for outcome in self.outcomes if outcome.cells is not None]
 
     def fail(self, path: Path, reason: str) -> None:
@@ -132,13 +137,9 @@ class Run:
 
     def end(self, result: str, n_done: int | None = None) -> NoReturn:
         """Say how it went and leave with the exit code that says the same."""
-        from .record import scales
-
         n_done = len(self.done) if n_done is None else n_done
-        for line in scales(self.outcomes):
-            say(line)
-        for note, n in self.notes.items():
-            say(f"Note: {note} ({n} of {len(self.inputs)})")
+        say_scales((outcome.mpp_source, outcome.mpp) for outcome in self.done)
+        say_notes(self.notes, len(self.inputs))
         if self.failures:
             say(f"{len(self.failures)} failed: {', '.join(self.failures[:10])}{' …' if self.failures[10:] else ''}")
         if n_done:
@@ -225,6 +226,20 @@ def stop(text: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
+def say_scales(pictures: Iterable[tuple[str, float]]) -> None:
+    """Print the scale of a run's pictures, each given by its source and in µm per pixel."""
+    from .record import scales
+
+    for line in scales(pictures):
+        say(line)
+
+
+def say_notes(notes: Mapping[str, int], n_pictures: int) -> None:
+    """Print what was noted of the pictures of a run, and of how many."""
+    for note, n in notes.items():
+        say(f"Note: {note} ({n} of {n_pictures})")
+
+
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
     """Print a table; columns after the first with numbers are set flush right."""
     from rich.table import Table
@@ -254,6 +269,20 @@ def print_differential(counts: pd.DataFrame, n_pictures: int) -> None:
         if row["group"] != "white":
             share = f" ({_number(row['value'])} {row['unit']}, 95 % limits {_limits(row)})"
             say(f"{row['class']}: {row['n']}{share if _limits(row) else ''}")
+
+
+def result_line(result: Mapping[str, Any]) -> str:
+    """Return a measured result of a model's card as words; what is wrong or missing in it is left out."""
+    known = {key: value for key, value in result.items() if isinstance(value, int | float)}
+    what = str(result.get("what", "result"))
+    text = f"{what}: {known.get('value', math.nan):.1f}{'' if '×100' in what else ' %'}"
+    if {"low", "high"} <= set(known):
+        text += f" (95 % limits {known['low']:.1f} – {known['high']:.1f})"
+    return (
+        text
+        + (f", {known['n']} cells" if "n" in known else "")
+        + (f"; {result['scaled']}" if result.get("scaled") else "")
+    )
 
 
 def _number(value: float) -> str:

@@ -88,7 +88,11 @@ def differential(cells: Cells, slide: str = "") -> pd.DataFrame:
     """
     counts = cells.table["class"].value_counts()
     names = list(dict.fromkeys([*cells.classes, *sorted(counts.index.difference(["", UNIDENTIFIED]))]))
-    n = {name: int(counts.get(name, 0)) for name in [*names, UNIDENTIFIED]}
+    return differential_of({name: int(counts.get(name, 0)) for name in [*names, UNIDENTIFIED]}, slide)
+
+
+def differential_of(n: Mapping[str, int], slide: str = "") -> pd.DataFrame:
+    """Return what `differential` does, from how many cells each class has; *unidentified* stands last."""
     white = sum(count for name, count in n.items() if group_of(name) == "white")
     rows = []
     for name, count in n.items():

@@ -1,31 +1,23 @@
-"""Judge models on labelled cells: metrics with limits, plots, and one page to read."""
+"""Judge models on labelled cells: metrics with limits."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from .atomic import new_file
 from .class_names import usual_name
 from .dataset import Dataset, DatasetError, check, cut_cells, read_dataset
-from .page import plain, render
-from .split import find_copies
+from .split import find_copies, parts_told
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from .classifier import Classifier
-
-__all__ = ["Evaluation", "compare", "evaluate", "read_predictions", "write_report"]
 
 RESAMPLES = 500
 """Of the bootstrap; the AUC, whose computation is slow, is taken from a fifth of them."""
@@ -102,8 +94,15 @@ class Evaluation:
 
     @cached_property
     def summary(self) -> pd.DataFrame:
-        """Metrics of all cells: value and 95 % limits by bootstrap over units."""
+        """Metrics of all cells: value and 95 % limits by bootstrap over units.
+
+        Resamples of cells that are all right, or of one unit, are all alike and say nothing of other cells: then the
+        limits are NaN, but for the accuracy of cells that are all right (or all wrong), whose limits are exact ones
+        (Clopper-Pearson) over units.
+        """
         import warnings
+
+        from .count import clopper_pearson
 
         y, p = self.y, self.probabilities
         draws = _draws(self.unit, RESAMPLES)
@@ -113,8 +112,13 @@ class Evaluation:
             for name, metric in self._metrics().items():
                 some = draws[: max(20, RESAMPLES // 5)] if name.startswith("AUC") else draws
                 values = [metric(y[rows_], p[rows_]) for rows_ in some]
-                low, high = np.nanpercentile(values, [2.5, 97.5]) if len(y) > 1 else (np.nan, np.nan)
-                rows.append({"metric": name, "value": metric(y, p), "low": low, "high": high, "n": len(y)})
+                value = metric(y, p)
+                alike = not np.nanmax(values) - np.nanmin(values) > 1e-9
+                low, high = (np.nan, np.nan) if alike else np.nanpercentile(values, [2.5, 97.5])
+                if name == "accuracy" and value in (0, 1):
+                    units = len(np.unique(self.unit))
+                    low, high = clopper_pearson(units * int(value), units)
+                rows.append({"metric": name, "value": value, "low": low, "high": high, "n": len(y)})
         return pd.DataFrame(rows)
 
     def per_class(self) -> pd.DataFrame:
@@ -183,6 +187,7 @@ def evaluate(
     data: str | Path | Dataset,
     *,
     part: str | None = None,
+    split_file: str | Path | None = None,
     mpp: float | None = None,
     among: Sequence[str] | str = "model",
     classes: Mapping[str, str] | None = None,
@@ -198,6 +203,8 @@ def evaluate(
         `napari_wbc.dataset.read_dataset`.
     part : str, optional
         Only the cells of this given split (``train``, ``val``, ``test``).
+    split_file : path, optional
+        The split to take it from, in place of the data's own: ``split.csv`` of a training run.
     mpp : float, optional
         Micrometres per pixel of the pictures; else from the data, the files, or the red cells.
     among : sequence of str, or ``model`` or ``data``
@@ -211,12 +218,18 @@ def evaluate(
     Raises
     ------
     DatasetError
-        If the data have none of the model's classes.
+        If the data have none of the model's classes, or no such part.
     """
     dataset = data if isinstance(data, Dataset) else read_dataset(data)
+    if split_file is not None:
+        dataset = replace(dataset, table=dataset.table.assign(split=parts_told(split_file, dataset)))
     if part:
         if not (dataset.table["split"] == part).any():
-            raise DatasetError(f"{dataset.name}: the data bring no part {part!r}; leave it away to use all cells")
+            raise DatasetError(
+                f"{dataset.name}: {f'{split_file} names' if split_file else 'the data bring'} no part {part!r}; the "
+                "split of a training run is its split.csv: give it with --split-file. Without a part all cells are "
+                "judged, those that the model was trained on, too"
+            )
         dataset = dataset.of_split(part)
     known = classifier.card.classes
     names = {name: (classes or {}).get(name) or _same_class(name, known) for name in dataset.classes}
@@ -320,153 +333,3 @@ def compare(first: Evaluation, second: Evaluation) -> dict[str, Any]:
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     return {"first": first.model, "second": second.model, "only first": only_a, "only second": only_b, "p": p}
-
-
-def draw_confusion(axes: Any, result: Evaluation) -> None:
-    """Confusion matrix: cells, and their share of the true class."""
-    counts = result.confusion()
-    rows = counts.to_numpy()[counts.sum(axis=1) > 0]
-    names = [name for name, n in counts.sum(axis=1).items() if n]
-    share = rows / rows.sum(axis=1, keepdims=True)
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for i, j in np.ndindex(rows.shape):
-        if rows[i, j]:
-            axes.text(j, i, f"{rows[i, j]}\n{100 * share[i, j]:.0f} %", ha="center", va="center", fontsize=7,
-                   color="white" if share[i, j] > 0.5 else "black")  # fmt: skip
-    axes.set_xticks(range(len(counts)), list(result.classes), rotation=40, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    axes.set(title="Confusion: cells, and share of the true class", xlabel="predicted", ylabel="true")
-
-
-def draw(result: Evaluation) -> Figure:
-    """Confusion matrix, ROC curves, calibration, and accuracy against share rejected."""
-    from matplotlib.figure import Figure
-    from sklearn.metrics import roc_curve
-
-    from .palette import colour
-
-    figure = Figure(figsize=(12, 10), layout="constrained")
-    (a, b), (c, d) = figure.subplots(2, 2)
-    draw_confusion(a, result)
-    y, p = result.y, result.probabilities
-    for k, name in enumerate(result.classes):
-        if 0 < (y == k).sum() < len(y):
-            false, true, _ = roc_curve(y == k, p[:, k])
-            b.plot(false, true, color=colour(name), label=name)
-    b.plot([0, 1], [0, 1], color="0.7", lw=0.8)
-    b.set(title="ROC, each class against the rest", xlabel="1 − specificity", ylabel="sensitivity")
-    b.legend(frameon=False, fontsize=8)
-    top, right = p.max(1), p.argmax(1) == y
-    which = np.minimum((top * 10).astype(int), 9)
-    n = np.bincount(which, minlength=10)
-    seen = n > 0
-    c.bar((np.bincount(which, top, 10) / n.clip(1))[seen], (np.bincount(which, right, 10) / n.clip(1))[seen], 0.06,
-          color="#3b75af")  # fmt: skip
-    c.plot([0, 1], [0, 1], color="0.5", lw=0.8)
-    c.set(
-        title=f"Calibration, ECE {calibration_error(top, right):.3f}",
-        xlabel="probability",
-        ylabel="right",
-        xlim=(0, 1.02),
-    )
-    curve = result.rejection()
-    d.plot(100 * curve["rejected"], 100 * curve["accuracy"], color="#3b75af")
-    d.set(title="Accuracy of what is left", xlabel="least probable cells rejected, %", ylabel="right, %", xlim=(0, 50))
-    for axes in (b, c, d):
-        axes.grid(alpha=0.3)
-    figure.suptitle(f"{result.model} on {result.data}: {len(y)} cells")
-    return figure
-
-
-def contact_sheet(result: Evaluation, most: int = 48) -> npt.NDArray[np.uint8] | None:
-    """The wrong cells of which the model was surest, with what they are and what it said; None if all are right."""
-    from PIL import Image, ImageDraw
-
-    wrong = result.table[~result.table["right"]].sort_values("probability", ascending=False).head(most)
-    if wrong.empty or result.crops is None:
-        return None
-    side, columns = 120, 8
-    sheet = Image.new("RGB", (columns * side, -(-len(wrong) // columns) * (side + 30)), "white")
-    pen = ImageDraw.Draw(sheet)
-    for k, (row, cell) in enumerate(wrong.iterrows()):
-        x, y = k % columns * side, k // columns * (side + 30)
-        sheet.paste(Image.fromarray(result.crops[int(str(row))]).resize((side - 4, side - 4)), (x + 2, y + 2))
-        pen.text((x + 3, y + side - 2), f"is {cell['class']}"[:20], fill="black")
-        pen.text((x + 3, y + side + 11), f"{cell['predicted']} {100 * cell['probability']:.0f} %"[:22], fill="#b00020")
-    return np.asarray(sheet)
-
-
-def write_report(results: Sequence[Evaluation], folder: str | Path) -> Path:
-    """Write ``report.html``, and for each model and set its predictions, metrics, confusion and pictures.
-
-    Parameters
-    ----------
-    results : sequence of Evaluation
-        One a model and set.
-    folder : path
-        Where to; made if it is not there.
-
-    Returns
-    -------
-    pathlib.Path
-        The page.
-    """
-    from .atomic import safe_name
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    parts, everything = [], []
-    names: set[str] = set()
-    for result in results:
-        stem = base = safe_name(f"{result.model}_{result.data}".replace("/", "_"))
-        k = 2
-        while stem in names:
-            stem, k = f"{base}_{k}", k + 1
-        names.add(stem)
-        summary, per_class, confusion = result.summary, result.per_class(), result.confusion()
-        for suffix, table, index in (
-            ("predictions", result.table, False), ("classes", per_class, False), ("confusion", confusion, True),
-            ("metrics", summary, False), ("rejection", result.rejection(), False),
-        ):  # fmt: skip
-            with new_file(folder / f"{stem}_{suffix}.csv") as fresh:
-                table.to_csv(fresh, index=index)
-        with new_file(folder / f"{stem}.png") as fresh:
-            draw(result).savefig(fresh, format="png", dpi=110)
-        sheet = contact_sheet(result)
-        if sheet is not None:
-            from PIL import Image
-
-            with new_file(folder / f"{stem}_wrong.png") as fresh:
-                Image.fromarray(sheet).save(fresh, format="PNG")
-        everything.append({"model": result.model, "data": result.data, "notes": list(result.notes),
-                           "metrics": summary.to_dict("records"), "classes": per_class.to_dict("records")})  # fmt: skip
-        parts.append(_section(result, stem, summary, per_class, sheet is not None))
-    pairs = [
-        compare(a, b) for k, a in enumerate(results) for b in results[k + 1 :]
-        if a.data == b.data and a.table["file"].tolist() == b.table["file"].tolist()
-    ]  # fmt: skip
-    with new_file(folder / "report.json") as fresh:
-        text = json.dumps(plain({"evaluations": everything, "mcnemar": pairs}), indent=2, ensure_ascii=False)
-        fresh.write_text(text + "\n", encoding="utf-8")
-    page = folder / "report.html"
-    with new_file(page) as fresh:
-        fresh.write_text(_page(results, parts, pairs), encoding="utf-8")
-    return page
-
-
-def _section(result: Evaluation, stem: str, summary: pd.DataFrame, per_class: pd.DataFrame, wrong: bool) -> Any:
-    notes = [f"{len(result.table)} cells, answers among {len(result.among)} classes", *result.notes]
-    return {
-        "model": result.model, "data": result.data, "notes": notes, "summary": summary, "classes": per_class,
-        "picture": quote(stem), "wrong": wrong,
-    }  # fmt: skip
-
-
-def _page(results: Sequence[Evaluation], parts: list[Any], pairs: list[dict[str, Any]]) -> str:
-    lead = pd.DataFrame(
-        [
-            {"model": r.model, "data": r.data, "cells": len(r.table), "right": f"{100 * r.table['right'].mean():.1f} %"}
-            for r in results
-        ]
-    )
-    return render("evaluation.html", lead=lead, pairs=pd.DataFrame(pairs) if pairs else None, parts=parts)

@@ -11,15 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from .atomic import ExportError, check_writable
+from .cells import Cells, CellsError
 from .crop import CropSize
 from .crop_folder import check_crop_folder, write_crops
-from .export import RESULT_FILES, check_folder, write_results
+from .export import RESULT_FILES, check_folder, read_results, write_results
 from .pipeline import crop_scale
-from .review import CorrectedError
+from .record import Outcome
+from .review import CorrectedError, is_corrected
+from .review_files import run_of
 from .whole import crop_slide
 
 if TYPE_CHECKING:
-    from .cells import Cells
     from .inputs import Input
     from .pipeline import Analysis
 
@@ -36,8 +38,8 @@ class Keeper(Protocol):
     def write(self, item: Input, analysis: Analysis, /) -> None:
         """Keep the results of a picture."""
 
-    def failed(self, item: Input, error: str, /) -> str:
-        """Deal with earlier results of a picture that failed; return the error, with what was done added."""
+    def failed(self, item: Input, error: str, /) -> Outcome:
+        """Deal with earlier results of a picture that failed, and say what became of them."""
 
 
 class ResultFolders:
@@ -68,8 +70,25 @@ class ResultFolders:
         """Write the folder of a picture."""
         write_results(analysis, self.output / item.folder, files=self.files, overwrite=self.overwrite)
 
-    def failed(self, item: Input, error: str) -> str:
-        """Remove results of an earlier run: the file may show something else now. Corrected ones stay."""
+    def failed(self, item: Input, error: str) -> Outcome:
+        """Remove results of an earlier run: the file may show something else now. Corrected ones stay, and count."""
+        error, folder = self.clear(item, error), self.output / item.folder
+        try:
+            found = read_results(folder) if folder.is_dir() and is_corrected(folder) else None
+        except (ExportError, CellsError):  # damaged, and the error says that the folder stays
+            found = None
+        if found is None or not _is_of(item, found.sought):
+            return Outcome(item, error=error)
+        run = run_of(folder)
+        facts = dict(run["inputs"][0]) if run else {}
+        if run and facts.get("state") != "kept":
+            model = (run.get("model") or {}).get("name", "none")
+            note = f"{item.slide}: corrected results of the run of {run.get('started')} are kept (model {model})"
+            facts["notes"] = [*facts.get("notes", ()), note]
+        return Outcome(item, Cells(found.cells.table.assign(slide=item.slide)), error=error, kept=facts)
+
+    def clear(self, item: Input, error: str) -> str:
+        """Remove results of an earlier run but corrected ones; return the error, with what was done added."""
         folder = self.output / item.folder
         if not folder.is_dir():
             return error
@@ -81,6 +100,11 @@ class ResultFolders:
         except (ExportError, OSError):
             return error if str(folder) in error else f"{error}; results of an earlier run may be left in {folder}"
         return f"{error}; results of an earlier run were removed from {folder}"
+
+
+def _is_of(item: Input, sought: Path | None) -> bool:
+    """Whether results are of this picture, as far as they tell: in another run its folder's name may be another's."""
+    return sought is None or sought == item.path.absolute() or (sought.name == item.path.name and not sought.exists())
 
 
 class CropFolder:
@@ -111,9 +135,9 @@ class CropFolder:
         scale = crop_scale(analysis.appearance, analysis.cells)
         self.crops.extend(crop_slide(analysis.slide, analysis.cells.centroids, scale, self.size))
 
-    def failed(self, _: Input, error: str) -> str:
-        """Return the error."""
-        return error
+    def failed(self, item: Input, error: str) -> Outcome:
+        """Say that it failed."""
+        return Outcome(item, error=error)
 
     def finish(self, cells: Cells, *, stopped: bool) -> bool:
         """Write the crops and return True, or False where those of only a part of a run would replace others."""

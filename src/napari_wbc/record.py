@@ -6,7 +6,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     Steps = Generator[Progress, None, Analysis]
 
 FORMAT = "napari-wbc run"
+_BRIEF = 60
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Outcome:
         What went wrong and what to do; empty if nothing did.
     seconds : float
         Time taken.
+    kept : mapping or None
+        What ``run.json`` said of the corrected results of an earlier run, whose cells these are; None for this run's.
     """
 
     input: Input
@@ -59,6 +62,12 @@ class Outcome:
     sha256: str | None = None
     error: str = ""
     seconds: float = 0.0
+    kept: Mapping[str, Any] | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether this run has found its cells."""
+        return self.cells is not None and self.kept is None
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,7 @@ def analyse_files(
             result = outcome(item)
         # A picture that trips over a bug must not cost the results of the others.
         except Exception as error:  # noqa: BLE001
-            result = Outcome(item, error=keeper.failed(item, why(error, item)))
+            result = keeper.failed(item, why(error, item))
         yield replace(result, seconds=time.perf_counter() - start)
 
 
@@ -168,7 +177,7 @@ def write_record(
     """Write ``run.json``: versions, model, parameters, and what became of each picture."""
     from .segment import SegmentParameters
 
-    threshold = next((outcome.threshold for outcome in outcomes if outcome.cells is not None), None)
+    threshold = next((outcome.threshold for outcome in outcomes if outcome.done), None)
     record = {
         "format": FORMAT,
         "command": command,
@@ -194,6 +203,9 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
         "error": None,
         "seconds": round(outcome.seconds, 3),
     }
+    if outcome.kept is not None:
+        kept = {"state": "kept", "error": printable(outcome.error), "cells": len(outcome.cells or ())}
+        return entry | dict(outcome.kept) | {key: entry[key] for key in ("path", "slide", "result")} | kept
     if outcome.cells is None:
         return entry | {"result": None, "state": "failed", "error": printable(outcome.error)}
     return entry | {
@@ -204,12 +216,11 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def scales(outcomes: Iterable[Outcome]) -> list[str]:
+def scales(pictures: Iterable[tuple[str, float]]) -> list[str]:
     """Say for each source of the scale what it was: the first thing to check of a run."""
     found: dict[str, list[float]] = {}
-    for outcome in outcomes:
-        if outcome.cells is not None:
-            found.setdefault(outcome.mpp_source, []).append(outcome.mpp)
+    for source, mpp in pictures:
+        found.setdefault(source, []).append(mpp)
     return [_scale(source, found[source]) for source in sorted(found)]
 
 
@@ -276,6 +287,37 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], most: int = 3) -> str:
+    """Say in which values two trees of settings differ; empty if they do not.
+
+    Parameters
+    ----------
+    before, now : mapping
+        Of plain values and further mappings.
+    most : int
+        How many are named; of more, it is said how many.
+    """
+    was, is_ = _flat(before), _flat(now)
+    keys = [key for key in sorted({*was, *is_}) if was.get(key) != is_.get(key)]
+    told = [f"{key} was {_brief(was.get(key))} and is {_brief(is_.get(key))}" for key in keys[:most]]
+    return printable("; ".join(told + ([f"and {len(keys) - most} more"] if len(keys) > most else [])))
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            flat |= {f"{key}.{inner}": found for inner, found in _flat(value).items()}
+        else:
+            flat[str(key)] = value
+    return flat
+
+
+def _brief(value: Any) -> str:
+    text = "not given" if value is None else str(value)
+    return text if len(text) <= _BRIEF else f"{text[:_BRIEF]}…"
 
 
 def now() -> datetime:

@@ -115,6 +115,25 @@ def with_ranges(counts: pd.DataFrame, ranges: Ranges, wbc: float | None = None) 
     return table
 
 
+def flag_sign(flag: str, low: float, high: float, range_low: float, range_high: float) -> str:
+    """Return the sign of a value outside its range: filled if its limits `low` and `high` are outside, too, else open.
+
+    Parameters
+    ----------
+    flag : str
+        ``high``, ``low`` or empty, as `with_ranges` gives it.
+    low, high : float
+        95 % limits of the value.
+    range_low, range_high : float
+        The reference range.
+    """
+    if flag == "high":
+        return "▲" if low > range_high else "△"
+    if flag == "low":
+        return "▼" if high < range_low else "▽"
+    return ""
+
+
 def _beside(
     table: pd.DataFrame, values: pd.Series, ranges: Mapping[str, tuple[float, float]], low: str, high: str, flag: str
 ) -> None:

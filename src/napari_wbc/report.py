@@ -24,7 +24,7 @@ from .page import plain, render
 from .palette import colour
 from .platelets import Platelets, film_of, pooled
 from .record import now, versions
-from .reference import Ranges, load_ranges, with_ranges
+from .reference import Ranges, flag_sign, load_ranges, with_ranges
 from .report_model import model_facts
 from .review_session import DEFAULTS
 from .slide import ImageError
@@ -105,7 +105,7 @@ class Report:
 
         return render(
             "report.html", r=self.content, pictures=self.pictures, side_um=SIZE.side_um, per_class=self.per_class,
-            colour=colour, top=_axis(self.content["differential"]),
+            colour=colour, sign=flag_sign, top=_axis(self.content["differential"]),
         )  # fmt: skip
 
     @cached_property

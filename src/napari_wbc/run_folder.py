@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from .atomic import DEBRIS, new_file
+from .batches import Batches
 from .classifier import Classifier, ModelCard, save_model
 from .dataset import cut_cells
 from .engine import TrainingError
 from .prepare import Prepared
 from .recipe import Recipe
+from .record import differences, versions
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any], file: str) -> bool:
@@ -37,8 +39,15 @@ def check_settings(folder: Path, settings: Mapping[str, Any], file: str) -> bool
     kept = folder / file
     if not kept.is_file():
         raise TrainingError(f"{folder}: holds other files; choose a new folder for the run")
-    if json.loads(kept.read_text(encoding="utf-8")) != json.loads(json.dumps(settings, default=list)):
-        raise TrainingError(f"{folder}: holds a run with other settings; choose a new folder, or delete it")
+    try:
+        before = dict(json.loads(kept.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise TrainingError(f"{kept}: damaged or cut short ({error}); choose a new folder for the run") from error
+    if differ := differences(before, json.loads(json.dumps(settings, default=list))):
+        raise TrainingError(
+            f"{folder}: holds a run with other settings ({differ}); give the same to go on with it, choose a new "
+            "folder, or delete it"
+        )
     return True
 
 
@@ -71,8 +80,6 @@ def model_name(name: str | None, folder: Path, *, install: bool) -> str:
 
 def keep_start(folder: Path, ready: Prepared) -> None:
     """What a run starts from; a run that goes on must start from the same."""
-    from .record import versions
-
     facts = versions() | {"torch threads": str(torch.get_num_threads()), "cuda": str(torch.version.cuda)}
     if (folder / "last.ckpt").is_file() and (folder / "split.csv").is_file():
         kept = (folder / "split.csv").read_bytes().replace(b"\r\n", b"\n")
@@ -104,6 +111,7 @@ def card_of(name: str, recipe: Recipe, ready: Prepared, history: pd.DataFrame) -
         "split": ready.split.kind,
         "notes": list(ready.notes),
         "epochs": len(history),
+        "steps": len(history) * len(Batches(ready, recipe)),
         "recipe": {key: value for key, value in recipe.to_dict().items() if value not in ((), {}, "")},
     }
     if recipe.scaled:

@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 
 from .atomic import new_file, safe_name
-from .evaluate import Evaluation, draw_confusion
+from .evaluate import Evaluation
+from .evaluate_report import draw_confusion
 from .search import RANKED, Found, Trial, best_of, summary
 
 if TYPE_CHECKING:

@@ -278,7 +278,19 @@ def folds(split: Split, k: int, seed: int = 0) -> list[Split]:
 
 
 def read_split(file: str | Path, data: Dataset) -> npt.NDArray[np.str_]:
-    """Parts from a saved table; DatasetError if it does not name every cell once."""
+    """Parts from a saved table; DatasetError if it does not name every cell."""
+    parts = parts_told(file, data)
+    unknown = sum(part not in ("train", "val", "test") for part in parts)
+    if unknown:
+        raise DatasetError(
+            f"{file}: {unknown} of {len(parts)} cells have no part (train, val or test) in it; give the split of these "
+            "data"
+        )
+    return parts
+
+
+def parts_told(file: str | Path, data: Dataset) -> npt.NDArray[np.str_]:
+    """Parts from a saved table; empty for cells that it does not name."""
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
         keys = ["file", *(c for c in ("y0", "x0") if c in table)]
@@ -294,13 +306,7 @@ def read_split(file: str | Path, data: Dataset) -> npt.NDArray[np.str_]:
         short = {_tail(row[0]): part for row, part in told.items()}
         if len(short) == len(told):
             parts = [p or short.get(_tail(f), "") for p, f in zip(parts, data.table["file"], strict=True)]
-    unknown = sum(part not in ("train", "val", "test") for part in parts)
-    if unknown:
-        raise DatasetError(
-            f"{file}: {unknown} of {len(parts)} cells have no part (train, val or test) in it; give the split of these "
-            "data"
-        )
-    return np.array(parts)
+    return np.array(parts, dtype=str)
 
 
 def _tail(file: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from contextlib import suppress
 from dataclasses import dataclass
@@ -31,10 +32,15 @@ __all__ = [
     "Trained",
     "TrainingError",
     "check_start",
+    "few_steps",
     "prepare",
     "split_cells",
     "train",
 ]  # fmt: skip
+
+
+ENOUGH_STEPS = 120
+"""Fewer hardly move the weights away from their start at the rate of the recipe ``wbc`` (docs/training.md)."""
 
 
 @dataclass(frozen=True)
@@ -172,6 +178,17 @@ def train(
     with suppress(OSError):
         (folder / "last.ckpt").unlink()
     return Trained(folder, card, history, follower.stopped)
+
+
+def few_steps(steps: int, epochs: int) -> str:
+    """Say that a run had too few steps to learn much, and what to try; empty if it had enough."""
+    if steps >= ENOUGH_STEPS:
+        return ""
+    more = math.ceil(ENOUGH_STEPS * epochs / steps)
+    return (
+        f"Few steps: {steps} in {epochs} epoch{'s' if epochs != 1 else ''} change the weights little; with so few "
+        f"cells, more epochs ({more}) or a higher learning rate often learn more"
+    )
 
 
 def check_start(recipe: Recipe, device: str | None, precision: str) -> None:

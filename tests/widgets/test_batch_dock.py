@@ -87,5 +87,5 @@ def test_a_run_that_is_cancelled_goes_on(qtbot, press, batch, smears, tmp_path):
     assert [entry["state"] for entry in record["inputs"]] == ["skipped", "failed", "done"]
     batch.threshold.setText("0,9")
     said = press(batch)
-    assert "parameters.threshold was None and is 0.9" in said
+    assert "parameters.threshold was not given and is 0.9" in said
     assert "choose another Results folder" in said

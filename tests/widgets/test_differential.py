@@ -14,6 +14,7 @@ from napari_wbc.count import differential
 from napari_wbc.export import write_folder
 from napari_wbc.record import FORMAT
 from napari_wbc.reference import SHIPPED, load_ranges, with_ranges
+from napari_wbc.report import Asked, make_report
 
 CLASSES = ("neutrophil", "lymphocyte", "monocyte", "erythroblast")
 TITLE, GALLERY = "Differential", "Gallery of cells"
@@ -95,7 +96,12 @@ def test_absolute_counts_ranges_and_flags(counts, tmp_path):
     text = SHIPPED.read_text("utf-8").replace("[40, 63]", "[1, 2]").replace("%: MedlinePlus", "Our laboratory")
     (tmp_path / "ours.toml").write_text(text, "utf-8")
     counts.use_ranges(tmp_path / "ours.toml")
-    assert shown(counts)["neutrophil"][1].endswith("▲")
+    sign = shown(counts)["neutrophil"][1][-1]
+    row = counts.counts.set_index("class").loc["neutrophil"]
+    assert sign == ("▲" if row["low"] > 2 else "△")
+    # The report of the same smear has the same sign.
+    page = make_report(counts.review.session.folder, Asked(ranges=counts.ranges)).as_html()
+    assert f'<span class="flag">{sign} high</span>' in page
     assert "Our laboratory" in counts.results.notes.text()
     (tmp_path / "bad.toml").write_text("x = [")
     counts.use_ranges(tmp_path / "bad.toml")

@@ -65,7 +65,7 @@ def test_crop_found_cells_and_save(viewer, dock, press, tmp_path):
     press(widget)
     assert viewer.layers["crops"].data.shape[1:] == (48, 48, 3)
     assert len(viewer.layers) == 2
-    assert viewer.layers["crops"].axis_labels[0] == "crop"  # older napari do not show it at the slider
+    assert viewer.dims.axis_labels[0] == "crop"  # which stands at the slider
 
 
 def test_crop_points_of_ones_own(viewer, dock, press, sample, tmp_path):

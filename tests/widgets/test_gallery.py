@@ -67,6 +67,40 @@ def gallery(viewer, dock, results, qtbot):
     return widget
 
 
+def test_nobody_decides_without_a_name(gallery, reader, qtbot):
+    """No account's name is taken for a person's: without a name nothing is decided, and it is asked for."""
+    reader.clear()
+    gallery.review.reviewer = ""
+    gallery._show_reviewer()
+    before = table_of(gallery)
+    gallery.view.reach(3)
+    assert not gallery.review.accept([3])
+    qtbot.keyClick(gallery.view, Qt.Key.Key_Space)
+    gallery.review.layer.features.loc[0, "class"] = "monocyte"  # as in napari's own table
+    qtbot.waitUntil(lambda: gallery.review.layer.features["class"].tolist() == before["class"].tolist(), timeout=5000)
+    assert not gallery.review.sign()
+    pd.testing.assert_frame_equal(table_of(gallery), before)
+    assert "Enter your name" in notification_manager.records[-1].message
+    gallery.reviewer.setText("B. Reader")
+    gallery.reviewer.editingFinished.emit()
+    assert gallery.review.accept([3])
+    assert table_of(gallery).loc[3, "reviewer"] == "B. Reader"
+    assert reader == ["B. Reader"]  # and of the pictures that are opened next
+
+
+def test_results_that_are_opened_beside_another_picture_are_in_view(gallery, viewer, results, tmp_path):
+    viewer.layers.clear()
+    viewer.add_image(np.zeros((20, 20, 3), np.uint8), translate=(5000, 5000))
+    viewer.reset_view()
+    camera = getattr(viewer, "scene", viewer).camera
+    far = camera.center
+    gallery.open_results(results)
+    shown = camera.center, camera.zoom
+    assert shown[0] != far
+    viewer.reset_view()
+    assert (camera.center, camera.zoom) == shown
+
+
 def table_of(widget) -> pd.DataFrame:
     return widget.review.session.cells.table.set_index("label")
 

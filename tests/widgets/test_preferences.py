@@ -35,7 +35,7 @@ def test_the_manifest_has_the_same_defaults():
 
 
 @pytest.mark.skipif(not OWN, reason="napari before 0.9 has no settings of plugins")
-def test_a_dock_begins_with_what_is_preferred(viewer, qtbot, tmp_path, monkeypatch):
+def test_a_dock_begins_with_what_is_preferred(viewer, qtbot, tmp_path, monkeypatch, reader):
     monkeypatch.setattr(napari.settings, "_PLUGIN_SETTINGS", {})
     preferences = napari.settings.get_plugin_settings("napari-wbc", path_dir=tmp_path).preferences
     shown = ClassifyWidget(viewer)
@@ -49,7 +49,11 @@ def test_a_dock_begins_with_what_is_preferred(viewer, qtbot, tmp_path, monkeypat
     qtbot.addWidget(shown)
     assert shown.threshold.text() == "0.8"
     assert shown.model.currentData() == str(card)
+    assert user() == reader[0]  # who said so goes before
+    reader.clear()
     assert user() == "A. Reader"
+    preferences.reviewer = "=1+1"
+    assert user() == ""
 
 
 @pytest.mark.parametrize("name", [*PALETTES, "of another day"])

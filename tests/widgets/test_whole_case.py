@@ -531,6 +531,7 @@ from napari_wbc.review_session import ReviewSession
 viewer = napari.Viewer(show=False)
 viewer.open({str(folder)!r}, plugin="napari-wbc")
 docks = [viewer.window.add_plugin_dock_widget("napari-wbc", name)[1] for name in ("Gallery of cells", "Differential")]
+docks[0].review.set_reviewer("A. Reader")
 docks[0].view.reach(int(docks[0].view.labels[0]))
 docks[0].decide("smudge")
 viewer.window._qt_window.close()

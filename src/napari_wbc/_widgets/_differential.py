@@ -313,7 +313,7 @@ class DifferentialWidget(ReviewDock):
 
     def sign(self) -> None:
         """Sign the count with the reviewer's name."""
-        if self.review is not None and self.review.act(self.review.session.sign, self.review.reviewer):
+        if self.review is not None and self.review.sign():
             self.recount()
             if not self.review.session.is_final:
                 show_info("Signed; it stays preliminary while counted cells are unidentified.")

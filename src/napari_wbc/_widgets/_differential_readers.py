@@ -77,7 +77,7 @@ class ReadersTab(QWidget):
             show_warning(str(error))
             self.other.setCurrentIndex(0)
             return
-        self.agreement = compare(review.session.cells, other, (review.reviewer, name))
+        self.agreement = compare(review.session.cells, other, (review.reviewer or "this review", name))
         self._show(self.agreement)
 
     def _show(self, found: Agreement) -> None:

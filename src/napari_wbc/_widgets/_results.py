@@ -21,6 +21,7 @@ from qtpy.QtWidgets import (
 )
 
 from napari_wbc.palette import colour
+from napari_wbc.reference import flag_sign
 
 from ._chart import Chart
 
@@ -30,7 +31,12 @@ SECTIONS = (
     ("Not in the 100 %", ("erythroblast", "smudge", "platelet", "unidentified", "other")),
 )
 SHORT_UNITS = {"% of white cells": "%", "% of white cells and unidentified": "%", "per 100 white cells": "/ 100"}
-FLAGS = {"high": " ▲", "low": " ▼"}
+OUTSIDE = {
+    "▲": "above the reference range, and so are its limits",
+    "△": "above the reference range; its limits reach into it",
+    "▼": "below the reference range, and so are its limits",
+    "▽": "below the reference range; its limits reach into it",
+}
 FLAG_COLOUR = ("#ffa94d", "#b34700")  # on dark, on light paper
 LIMITS_NOTE = "Exact 95 % limits (Clopper–Pearson)."
 
@@ -143,12 +149,13 @@ class Results(QWidget):
             item = QTableWidgetItem(text)
             item.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
             item.setToolTip(entry["unit"])
-            if text.endswith(tuple(FLAGS.values())):
-                item.setForeground(QColor(FLAG_COLOUR[get_theme(self.theme).type == "light"]))
+            if text[-1:] in OUTSIDE:
+                paper = QColor(get_theme(self.theme).background.as_hex())
+                item.setForeground(QColor(FLAG_COLOUR[paper.lightness() > 127]))
                 font = item.font()
                 font.setBold(True)
                 item.setFont(font)
-                item.setToolTip("outside the reference range")
+                item.setToolTip(OUTSIDE[text[-1]])
             self.table.setItem(row, column, item)
 
 
@@ -156,15 +163,23 @@ def row_texts(entry: pd.Series) -> tuple[str, str]:
     """Return share and limits of a row of the differential as they are shown; empty where there are none."""
     if not np.isfinite(entry["value"]) or entry["unit"] == "n":
         return "", ""
-    unit = SHORT_UNITS.get(entry["unit"], entry["unit"]) + FLAGS.get(entry.get("flag", ""), "")
+    unit = SHORT_UNITS.get(entry["unit"], entry["unit"])
     high = f"{entry['high']:.1f}" if np.isfinite(entry["high"]) else "∞"
-    return f"{entry['value']:.1f} {unit}", f"{entry['low']:.1f} – {high}"
+    return f"{entry['value']:.1f} {unit}{_sign(entry, '')}", f"{entry['low']:.1f} – {high}"
+
+
+def _sign(entry: pd.Series, of: str) -> str:
+    """Return the sign of a share, or ``per_ul_`` of an absolute count, outside its range; empty for one inside."""
+    limits = ("per_ul_low", "per_ul_high") if of else ("low", "high")
+    numbers = [entry.get(name, np.nan) for name in (*limits, f"{of}reference_low", f"{of}reference_high")]
+    sign = flag_sign(entry.get(f"{of}flag", ""), *numbers)
+    return f" {sign}" if sign else ""
 
 
 def _range_texts(entry: pd.Series) -> tuple[str, str]:
     """Return the reference range and the absolute count of a row; empty where there are none."""
     low, high, per_ul = (entry.get(name, np.nan) for name in ("reference_low", "reference_high", "per_ul"))
-    absolute = f"{per_ul:,.0f}{FLAGS.get(entry['per_ul_flag'], '')}" if np.isfinite(per_ul) else ""
+    absolute = f"{per_ul:,.0f}{_sign(entry, 'per_ul_')}" if np.isfinite(per_ul) else ""
     return (f"{low:g} – {high:g}" if np.isfinite(low) else ""), absolute
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -23,7 +24,7 @@ from napari_wbc.review_session import ReviewSession, checked_name
 
 from ._layers import CELLS, LABELS, MANY, draw_outlines, find_layer, show_corrections
 from ._panel import COUNTS, NAMES
-from ._review_open import session_of, user
+from ._review_open import remember, session_of, user
 from ._source import KEY, slide_of
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 # napari tells nobody of edits in its table of features: somebody has to look.
 _LOOK_MS = 40
 _SLOW_MS = 60
+NEEDS_NAME = "Enter your name as Reviewer first: it is written beside every decision."
 # What one sees around a cell that was chosen, µm.
 _SEEN_UM = 60.0
 
@@ -82,13 +84,16 @@ class Review(QObject):
     """Other cells are selected in the layer."""
     named = Signal()
     """Somebody else reviews."""
+    unnamed = Signal()
+    """A decision was not taken, since nobody knows whose it is."""
     replaced = Signal()
     """The layer holds other cells: a new run, or it is gone. This review is over."""
 
     def __init__(self, viewer: Viewer, layer: Points, session: ReviewSession) -> None:
         super().__init__()
         self.viewer, self.layer, self.session = viewer, layer, session
-        self.reviewer = str(session.settings.get("reviewer") or user())
+        self.reviewer = user()
+        """Who decides; empty as long as nobody said so."""
         self._users: set[object] = set()
         self._source = layer.metadata[KEY].get("cells")
         self._slide: Slide | None = None
@@ -97,7 +102,7 @@ class Review(QObject):
         self.selected: npt.NDArray[np.int64] = np.empty(0, np.int64)
         """Labels of the selected cells."""
         self._outlined: set[int] = set()
-        self._drawn: set[object] = set()
+        self._drawn = False
         session.subscribe(self._on_change)
         self._show_all()
         self._timer = QTimer(self)
@@ -191,6 +196,7 @@ class Review(QObject):
     def set_reviewer(self, name: str) -> None:
         """Take the name of who decides from now on; raises ValueError if it is none."""
         self.reviewer = checked_name(name)
+        remember(self.reviewer)
         self.named.emit()
 
     def act(self, what: Callable[..., Any], *args: Any) -> bool:
@@ -203,17 +209,30 @@ class Review(QObject):
             return False
         return True
 
+    def act_by(self, what: Callable[..., Any], **args: Any) -> bool:
+        """Do something with the session in the reviewer's name; without one nothing is done, and it is asked for."""
+        if not self.reviewer:
+            show_warning(NEEDS_NAME)
+            self._show_all()
+            self.unnamed.emit()
+            return False
+        return self.act(partial(what, reviewer=self.reviewer, **args))
+
     def decide(self, labels: npt.ArrayLike, name: str) -> bool:
         """Say what cells are."""
-        return self.act(self.session.decide, np.asarray(labels), name, self.reviewer)
+        return self.act_by(self.session.decide, labels=np.asarray(labels), name=name)
 
     def accept(self, labels: npt.ArrayLike) -> bool:
         """Say that the classes of cells are right."""
-        return self.act(self.session.accept, np.asarray(labels), self.reviewer)
+        return self.act_by(self.session.accept, labels=np.asarray(labels))
 
     def remove(self, labels: npt.ArrayLike) -> bool:
         """Take cells out of the table."""
-        return self.act(self.session.remove, np.asarray(labels), self.reviewer)
+        return self.act_by(self.session.remove, labels=np.asarray(labels))
+
+    def sign(self) -> bool:
+        """Sign the review."""
+        return self.act_by(self.session.sign)
 
     def undo(self) -> bool:
         """Take the last decision back."""
@@ -236,7 +255,7 @@ class Review(QObject):
         if not isalive(self):
             return
         for cell, outline in found:
-            if self.act(self.session.add, cell, self.reviewer, outline):
+            if self.act_by(self.session.add, cell=cell, outline=outline):
                 self.added.emit(int(self.session.cells.table["label"].max()))
 
     # ---- layers follow the session
@@ -291,7 +310,7 @@ class Review(QObject):
     def _codes_now(self) -> npt.NDArray[Any]:
         column = self.layer.features["class"]
         is_category = isinstance(column.dtype, pd.CategoricalDtype)
-        return np.asarray(column.cat.codes if is_category else column)
+        return np.array(column.cat.codes if is_category else column)  # a copy: pandas 2 gives what later edits change
 
     def show_rest(self) -> None:
         """Let outlines, names and the panel of counts follow."""
@@ -305,9 +324,9 @@ class Review(QObject):
             labels.data = self.session.labels
             self._outlined = added
         finest = image.data[0] if image.multiscale else image.data
-        if labels is not None and "analysis" not in labels.metadata[KEY] and labels.unique_id not in self._drawn:
+        if labels is not None and "analysis" not in labels.metadata[KEY] and not self._drawn:
             draw_outlines(labels, finest.shape[:2])  # once: the user may fill them again
-            self._drawn.add(labels.unique_id)
+            self._drawn = True
         show_corrections(shown, self.session.cells, finest.shape[:2])
 
     def _smooth(self, _: object = None) -> None:
@@ -335,15 +354,15 @@ class Review(QObject):
         if len(features) != len(self._labels) or not np.array_equal(features["label"], self._labels):
             self._take_cells()
         elif not np.array_equal(self._codes_now(), self._codes):
-            self.act(self._take_classes)
+            self.act_by(self._take_classes)
         self._look_at_selection()
 
-    def _take_classes(self) -> None:
+    def _take_classes(self, reviewer: str) -> None:
         """Take over classes that were changed in the layer's features."""
         names = self.layer.features["class"].astype(object).to_numpy()
         changed = (names != self.session.cells.table["class"].to_numpy()) & (names != "") & ~pd.isna(names)
         for name, labels in pd.Series(self._labels[changed]).groupby(names[changed]):
-            self.session.decide(labels.to_numpy(), str(name), self.reviewer)
+            self.session.decide(labels.to_numpy(), str(name), reviewer)
         self._show_classes(np.flatnonzero(changed))
 
     def _take_cells(self) -> None:

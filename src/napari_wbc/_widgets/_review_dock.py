@@ -86,6 +86,7 @@ class ReviewDock(SharedPlace):
         self.open_button.clicked.connect(lambda: self.open_results())
         self.reviewer = QLineEdit()
         self.reviewer.setToolTip("Your name: it is written beside every decision")
+        self.reviewer.setPlaceholderText("your name")
         self.reviewer.editingFinished.connect(self._on_reviewer)
         self.banner = QLabel()
         self.banner.setWordWrap(True)
@@ -122,6 +123,7 @@ class ReviewDock(SharedPlace):
         if folder:
             try:
                 self.viewer.open(str(folder), plugin="napari-wbc")
+                self.viewer.reset_view()  # the counts stand below the picture, and other layers may be elsewhere
             except (*EXPECTED, OSError) as error:
                 show_warning(str(error))
 
@@ -144,6 +146,7 @@ class ReviewDock(SharedPlace):
             self.review.changed.connect(self.show_change)
             self.review.replaced.connect(self._on_replaced)
             self.review.named.connect(self._show_reviewer)
+            self.review.unnamed.connect(self._ask_name)
             self._show_reviewer()
             self._say("\n".join([*filter(None, [self.review.session.read_only]), *self.review.session.notes]))
         self.reviewer.setEnabled(self.review is not None)
@@ -159,6 +162,7 @@ class ReviewDock(SharedPlace):
             review.changed.disconnect(self.show_change)
             review.replaced.disconnect(self._on_replaced)
             review.named.disconnect(self._show_reviewer)
+            review.unnamed.disconnect(self._ask_name)
             self._held.leave()
         self._say("")
 
@@ -169,7 +173,7 @@ class ReviewDock(SharedPlace):
         self.adopt()
 
     def _on_reviewer(self) -> None:
-        if self.review is None:
+        if self.review is None or self.reviewer.text() == self.review.reviewer:
             return
         try:
             self.review.set_reviewer(self.reviewer.text())
@@ -180,6 +184,10 @@ class ReviewDock(SharedPlace):
     def _show_reviewer(self) -> None:
         if self.review is not None:
             self.reviewer.setText(self.review.reviewer)
+
+    def _ask_name(self) -> None:
+        if self.isVisible():
+            self.reviewer.setFocus()
 
     def _on_theme(self) -> None:
         if isalive(self):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-
 import numpy as np
 import pandas as pd
 from napari.layers import Points
@@ -11,11 +9,15 @@ from napari.utils.notifications import show_warning
 
 from napari_wbc.cells import Cells
 from napari_wbc.decisions import Decided
-from napari_wbc.review_session import Kept, ReadOnlyError, ReviewSession
+from napari_wbc.review_session import Kept, ReadOnlyError, ReviewSession, checked_name
 
 from ._layers import cells_of
 from ._preferences import preference
 from ._source import KEY
+
+UNNAMED = "not named"
+"""Beside decisions that were made in a layer before anybody was asked."""
+_said: list[str] = []
 
 
 def session_of(layer: Points) -> ReviewSession:
@@ -28,7 +30,7 @@ def session_of(layer: Points) -> ReviewSession:
     else:
         return ReviewSession(Kept(Decided(shown)))
     try:
-        _decide_what_differs(session, shown, since, user())
+        _decide_what_differs(session, shown, since, user() or UNNAMED)
     except ReadOnlyError as error:
         show_warning(f"{error}; what was changed in the layer is not kept")
     return session
@@ -49,9 +51,16 @@ def _decide_what_differs(session: ReviewSession, shown: Cells, since: Cells, rev
 
 
 def user() -> str:
-    """Return who uses this computer, as a reviewer's name."""
+    """Return who reviews: who said so last in this program, else whom the preferences name; empty if nobody is known.
+
+    An account's name is no person's: a laboratory's computer has one for all.
+    """
     try:
-        name = preference("reviewer") or getpass.getuser()
-    except (OSError, KeyError):
-        return "reviewer"
-    return name if name[:1].isalnum() and name.isprintable() else "reviewer"
+        return checked_name(_said[-1] if _said else preference("reviewer"))
+    except ValueError:
+        return ""
+
+
+def remember(name: str) -> None:
+    """Take note of who reviews, for the pictures that are opened next."""
+    _said[:] = [name]

@@ -201,7 +201,7 @@ class TrainWidget(ButtonDock):
     def _show_result(self, output: str) -> None:
         self._show_run(self._epochs, output)
         card = json.loads((self.run_folder / f"{self.model_name}.json").read_text(encoding="utf-8"))
-        more = [line for line in output.splitlines() if line.startswith(("Stopped early", "Scaled"))]
+        more = [line for line in output.splitlines() if line.startswith(("Stopped early", "Scaled", "Few steps"))]
         self.result.setText("\n".join([*result_lines(card["results"]), *more, "Research use only."]))
         self.status.setText(f"Trained: the model {self.model_name} is in the list of Classify white cells.")
         refresh_models()

@@ -150,9 +150,11 @@ def _features(name: str, start: str) -> tuple[nn.Module, int]:
     except (OSError, RuntimeError) as error:
         if start != "imagenet":
             raise
+        from ._networks import where_from
+
         raise ValueError(
-            f"the ImageNet weights of {name!r} cannot be had ({str(error).splitlines()[0]}): they are downloaded once "
-            "and need a network then; go on with --start random, or with a file of weights"
+            f"the ImageNet weights of {name!r} cannot be had ({str(error).splitlines()[0]}): {where_from(name)}; or go "
+            "on with --start random, or with a safetensors file of weights"
         ) from error
 
 

@@ -59,6 +59,19 @@ def torchvision_features(name: str, start: str) -> tuple[nn.Module, int]:
     return features, _channels(features)
 
 
+def where_from(name: str) -> str:
+    """Say where ImageNet weights are downloaded from, and where their file may be put by hand."""
+    from torchvision import models
+
+    name = name.removesuffix("_selu6")
+    if name not in models.list_models(module=models):
+        return "timm downloads them once, and needs a network then"
+    url = models.get_model_weights(name).DEFAULT.url
+    return (
+        f"they are downloaded once from {url}; without a network put that file into {torch.hub.get_dir()}/checkpoints"
+    )
+
+
 class TimmFeatures(nn.Module):
     """The part of a timm model before its pooling; (n, c, h, w) out."""
 

@@ -156,13 +156,13 @@ def restain(crops: Tensor, size: CropSize, *, strength: float = 1.0) -> Tensor:
     dyes = torch.diag_embed(torch.stack([torch.ones(n), torch.exp(randn(n) * 0.35 * s), torch.ones(n)], 1))
     gains = gains @ (DYES @ dyes @ torch.linalg.inv(DYES))
     density = torch.matmul(gains * at_power[:, None], density.flatten(2)).view(crops.shape)
-    shade = _shading(randn(n, 3, 3, 3) * 0.5 + randn(n, 1, 3, 3), crops.shape[-1])
+    shade = smooth(randn(n, 3, 3, 3) * 0.5 + randn(n, 1, 3, 3), crops.shape[-1])
     shade = shade * (0.1 * s * uniform(n, 0, 1))
     veil = rand(n, 3, 1, 1) * 0.15 * s * uniform(n, 0, 1) * (rand(n, 1, 1, 1) < 0.5)
     return density.add_(shade).add_(veil - shade.amin((2, 3), keepdim=True)).clamp_min_(0).neg_()
 
 
-def _shading(points: Tensor, side: int) -> Tensor:
+def smooth(points: Tensor, side: int) -> Tensor:
     """Bicubic interpolation of few points (n, 3, k, k) to a picture: two products with the weight of each of them."""
     k = points.shape[-1]
     corners = torch.eye(k)[:, None, :, None].expand(k, 1, k, 2)
@@ -227,7 +227,7 @@ def cytoplasm(
     axis = (torch.arange(size.pixels) + 0.5 - size.pixels / 2) * size.side_um / size.pixels
     within = _disc(uniform(n, 7, 10)[:, 0], (axis[:, None] ** 2 + axis[None] ** 2).sqrt())
     # Glass stays glass: only where something is stained, seen without noise.
-    stained = _mean_of_25(density[:, 1]).div_(0.1 * nucleus[:, 1, None, None]).sub_(0.6).clamp_(0, 1)
+    stained = mean_of_25(density[:, 1]).div_(0.1 * nucleus[:, 1, None, None]).sub_(0.6).clamp_(0, 1)
     within = within.mul_(stained).mul_(told_apart[:, None, None])
     factor = torch.exp((randn(n, 1, 1) * eosin).clamp(-1.5, 1.2))
     change = torch.stack([uniform(n, -0.05, azure)[:, 0] * within, seen.mul_(within).mul_(factor - 1)], 1)
@@ -241,7 +241,7 @@ def _disc(radius: Tensor, away: Tensor) -> Tensor:
     return away.sub(radius).mul_(2).exp_().add_(1).reciprocal_()
 
 
-def _mean_of_25(values: Tensor) -> Tensor:
+def mean_of_25(values: Tensor) -> Tensor:
     """Mean of each pixel's 5 x 5 neighbours (n, h, w), 0 beyond the border: pooling takes ten times as long."""
     _, h, w = values.shape
     padded = functional.pad(values, [2, 2, 2, 2])

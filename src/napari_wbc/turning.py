@@ -90,7 +90,7 @@ def _stretch_rims(grid: Tensor, radius: Tensor, reactive: Tensor) -> None:
     some = grid[changed]
     x, y = some.unbind(3)
     away = (x * x + y * y).sqrt_().clamp_min_(1e-4)
-    seen = away / outline(torch.atan2(y, x), torch.where(reactive[changed], 0.06, 0.02))
+    seen = away / outline(x, y, away, torch.where(reactive[changed], 0.06, 0.02))
     nucleus = _NUCLEAR_PART * r * whole
     cell = nucleus + (1 - _NUCLEAR_PART) * r * whole * rim
     outer = torch.where(seen < cell, _NUCLEAR_PART * r + (seen - nucleus) / (whole * rim), r + seen - cell)

@@ -23,7 +23,8 @@ from sklearn.metrics import roc_auc_score
 
 from napari_wbc.classifier import Classifier
 from napari_wbc.crop import CropSize, crop_cells
-from napari_wbc.dataset import cut_cells, read_dataset
+from napari_wbc.dataset import read_dataset
+from napari_wbc.dataset_pictures import cut_cells
 from napari_wbc.models._networks import blocks
 from napari_wbc.pipeline import analyse, crop_scale, run
 from napari_wbc.preprocess import apply_steps

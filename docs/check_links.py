@@ -1,6 +1,7 @@
 """Check that every link within the project leads somewhere: files, headings, pictures; those of the README too.
 
-Links to the repository on GitHub count as links within the project. Exit code 1 and a line a broken link.
+Links to the repository on GitHub count as links within the project; every picture must be shown somewhere. Exit code 1
+and a line a fault.
 """
 
 import re
@@ -43,5 +44,7 @@ def broken(file: Path) -> list[str]:
 if __name__ == "__main__":
     files = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
     faults = [fault for file in files for fault in broken(file)]
+    told = "".join(file.read_text("utf-8") for file in files)
+    faults += [f"{p.relative_to(ROOT)}: shown nowhere" for p in (ROOT / "docs/images").iterdir() if p.name not in told]
     print("\n".join(faults) or f"links of {len(files)} files are whole")
     sys.exit(bool(faults))

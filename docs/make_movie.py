@@ -4,6 +4,7 @@ Run ``xvfb-run -a -s "-screen 0 1600x1000x24" python docs/make_movie.py`` or, wi
 Waiting is shown shorter than it is: at most two seconds of it.
 """
 
+import sys
 import time
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from qtpy.QtWidgets import QApplication
 
 from napari_wbc.palette import COLOURS
 
-TO = Path(__file__).parent / "images/classify.gif"
+TO = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parent / "images/classify.gif"
 SIZE, WIDTH = (1280, 800), 960
 SHOW_MS, STEP_MS, MOST_STEPS = 1500, 250, 8
 
@@ -60,7 +61,7 @@ def main():
     frames += [(picture, STEP_MS) for picture in keep]
     wait(1)
     frames.append((frame(viewer), 2 * SHOW_MS))
-    layer, view = viewer.layers["cells"], viewer.camera
+    layer, view = viewer.layers["cells"], viewer.scene.camera
     zoom, centre = view.zoom, view.center
     place = layer.data_to_world(layer.data[len(layer.data) // 2])
     for share in (0.33, 0.67, 1.0):

@@ -5,6 +5,7 @@ Run ``python docs/make_report.py``; needs ``chromium`` and ``pdftoppm`` (poppler
 
 import re
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.report import Asked, write_report
 from napari_wbc.review_session import ReviewSession
 
-FILE = Path(__file__).parent / "images/report.png"
+FILE = Path(sys.argv[1]) if sys.argv[1:] else Path(__file__).parent / "images/report.png"
 BROWSER = ("chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer")
 TO_PNG = ("pdftoppm", "-r", "72", "-png")
 PAGES, GAP = (1, 3), 16

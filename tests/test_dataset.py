@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from napari_wbc.crop import CropSize
-from napari_wbc.dataset import Dataset, DatasetError, check, cut_cells, read_dataset
+from napari_wbc.dataset import Dataset, DatasetError, read_dataset
+from napari_wbc.dataset_pictures import check, cut_cells
 from napari_wbc.split import find_copies, folds, make_split
 
 CROPS = Path(__file__).parent / "data/crops"
@@ -22,6 +23,25 @@ def test_folders_are_classes(tree: Path) -> None:
     assert data.classes == ("eosinophil", "lymphocyte", "neutrophil")
     assert len(data) == 9
     assert data.summary().loc["lymphocyte", "all"] == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [("1,2,,4,", "needs the four numbers"), ("1,2,x,4,", "needs the four numbers"), ("5,2,5,9,", "box is empty"),
+     (",,,,9", "mpp is 9, but must be from"), (",,,,x", "mpp is x")],
+)  # fmt: skip
+def test_a_box_or_scale_that_makes_no_sense_is_a_problem_of_its_cell(tree: Path, row: str, problem: str) -> None:
+    files = sorted(path.relative_to(tree).as_posix() for path in tree.rglob("*.jpg"))
+    (tree / "labels.csv").write_text(
+        f"file,class,x0,y0,x1,y1,mpp\n{files[0]},a,{row}\n{files[1]},b,1,2,30,40,0.1\n{files[2]},,,,,,\n"
+    )
+    data = read_dataset(tree)
+    assert data.table["class"].tolist() == ["b"]
+    assert data.table.loc[0, ["x0", "y0", "x1", "y1", "mpp"]].tolist() == [1, 2, 30, 40, 0.1]
+    (first, said), (_, none) = data.problems
+    assert first == files[0]
+    assert problem in said
+    assert none == "no class"
 
 
 def test_folders_of_splits(tmp_path: Path, tree: Path) -> None:

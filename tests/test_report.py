@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -326,6 +327,13 @@ def test_a_browser_shows_and_prints_it(case):
     assert "CONSOLE" not in told.stderr
     sizes = set(re.findall(rb"/MediaBox\s*\[\s*0 0 ([\d.]+) ([\d.]+)\s*\]", (case / "x.pdf").read_bytes()))
     assert {(round(float(w)), round(float(h))) for w, h in sizes} == {(595, 842)}  # A4 in points
+
+
+def test_a_carriage_return_in_a_text_does_not_break_the_csv(case):
+    made = make_report(case / "r")
+    strange = dataclasses.replace(made, content={**made.content, "reference_source": "one\rtwo"})
+    rows = list(csv.DictReader(io.StringIO(strange.as_csv(), newline="")))
+    assert [row["value"] for row in rows if row["item"] == "reference_source"] == ["one\rtwo"]
 
 
 def test_the_csv_is_a_table(case):

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 from napari_wbc.cli import app
 from napari_wbc.cli_search import adapted
-from napari_wbc.dataset import DatasetError, check, join, read_dataset
+from napari_wbc.dataset import DatasetError, join, read_dataset
+from napari_wbc.dataset_pictures import check
 from napari_wbc.models import normalisation
 from napari_wbc.protocol import Stage, load_protocol, read_values
 from napari_wbc.recipe import Recipe, recipes

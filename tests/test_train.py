@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,11 @@ import pandas as pd
 import pytest
 import torch
 
+from napari_wbc.batches import Batches
 from napari_wbc.classifier import Classifier, ModelCard, ModelError, save_model
 from napari_wbc.models import NETWORKS, available_models, build
 from napari_wbc.recipe import Recipe, load_recipe, recipes
-from napari_wbc.train import HISTORY, TrainingError, few_steps, train
+from napari_wbc.train import HISTORY, TrainingError, few_steps, prepare, split_cells, train
 
 CROPS = Path(__file__).parent / "data/crops"
 TINY = Recipe(
@@ -144,9 +146,32 @@ t.run(Path(sys.argv[1]), Path(sys.argv[2]), report=report)
 """
 
 
+def test_further_sets_beside_the_data_are_drawn_by_their_share(tree: Path, tmp_path: Path) -> None:
+    shutil.copytree(CROPS / "lymphocyte", tmp_path / "more/lymphocyte")
+    shutil.copytree(CROPS / "neutrophil", tmp_path / "more/neutrophil")
+    shutil.copytree(CROPS / "platelet", tmp_path / "more/platelet")  # the data have no such class
+    first = min(path.name for path in (tmp_path / "more/lymphocyte").iterdir())
+    also = (
+        {"name": "more", "share": 0.4, "leave_out": [first]},
+        {"name": "gone", "share": 0.1},
+    )
+    recipe = TINY.but(also=also, balance="sampling")
+    ready = prepare(split_cells(tree, recipe, val=0.34), recipe, mpp=0.145)
+    assert ready.extra.shape[1:] == ready.crops.shape[1:]
+    names = [ready.classes[k] for k in ready.extra_y]
+    assert sorted(names) == ["lymphocyte"] * 2 + ["neutrophil"] * 3
+    assert ready.extra_weight.sum() == pytest.approx(0.4)
+    rare = ready.extra_weight[ready.extra_y == ready.classes.index("lymphocyte")]
+    assert rare.min() > ready.extra_weight.min()  # by class, as the others
+    assert "5 cells of more are trained on, too" in ready.notes
+    assert "gone is not beside the data: trained without it" in ready.notes
+    drawn = np.concatenate([Batches(ready, recipe.but(per_epoch=200), epoch).order().ravel() for epoch in range(5)])
+    assert (drawn >= len(ready.crops)).mean() == pytest.approx(0.4, abs=0.06)
+
+
 def test_too_few_steps_are_told() -> None:
-    assert few_steps(120, 10) == ""
-    assert "more epochs (40)" in few_steps(30, 10)  # 3 a epoch
+    assert few_steps(80, 10) == ""
+    assert "more epochs (27)" in few_steps(30, 10)  # 3 an epoch
     assert "1 in 1 epoch change" in few_steps(1, 1)
 
 

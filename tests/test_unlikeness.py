@@ -63,7 +63,8 @@ def test_cells_beyond_the_limit_stay_unidentified(field: Path, classifier: Class
 
 
 def test_what_is_no_cell_is_more_unlike(classifier: Classifier, shared_data: Path) -> None:
-    from napari_wbc.dataset import cut_cells, read_dataset
+    from napari_wbc.dataset import read_dataset
+    from napari_wbc.dataset_pictures import cut_cells
 
     cells = read_dataset(shared_data / "pbc").of_split("val").rows(np.arange(0, 1700, 34))
     wide = CropSize(classifier.card.crop.side_um * 1.7, round(classifier.card.crop.pixels * 1.7))

@@ -27,7 +27,7 @@ from .inputs import Input, fingerprint, printable
 from .keep import ResultFolders
 from .record import FORMAT, Settings, differences, now, versions
 from .slide import ImageError
-from .tables import harmless
+from .tables import to_csv
 
 if TYPE_CHECKING:
     from .classifier import ModelCard
@@ -243,7 +243,7 @@ class BatchFolder:
             with new_file(self.path / "run.json") as fresh:
                 fresh.write_text(json.dumps(head, indent=2, allow_nan=False) + "\n", encoding="utf-8")
             with new_file(self.path / "summary.csv") as fresh:
-                harmless(_summary(entries, classes)).to_csv(fresh, index=False, lineterminator="\n")
+                fresh.write_text(to_csv(_summary(entries, classes)), encoding="utf-8", newline="\n")
 
 
 _VERSION = "napari-wbc"

@@ -31,7 +31,8 @@ def dataset(
     from .atomic import new_file
 
     with errors(training=False):
-        from .dataset import check, read_dataset
+        from .dataset import read_dataset
+        from .dataset_pictures import check
         from .split import make_split
 
         with bar_of() as report:

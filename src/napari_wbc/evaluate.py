@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from .class_names import usual_name
-from .dataset import Dataset, DatasetError, check, cut_cells, read_dataset
+from .dataset import Dataset, DatasetError, read_dataset
+from .dataset_pictures import check, cut_cells
 from .split import find_copies, parts_told
 
 if TYPE_CHECKING:

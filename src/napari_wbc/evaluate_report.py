@@ -15,6 +15,7 @@ import pandas as pd
 from .atomic import new_file, safe_name
 from .evaluate import Evaluation, calibration_error, compare
 from .page import plain, render
+from .tables import to_csv
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -159,12 +160,12 @@ def write_report(results: Sequence[Evaluation], folder: str | Path) -> Path:
             stem, k = f"{base}_{k}", k + 1
         names.add(stem)
         summary, per_class, confusion = result.summary, result.per_class(), result.confusion()
-        for suffix, table, index in (
-            ("predictions", result.table, False), ("classes", per_class, False), ("confusion", confusion, True),
-            ("metrics", summary, False), ("rejection", result.rejection(), False),
+        for suffix, table in (
+            ("predictions", result.table), ("classes", per_class), ("confusion", confusion.reset_index()),
+            ("metrics", summary), ("rejection", result.rejection()),
         ):  # fmt: skip
             with new_file(folder / f"{stem}_{suffix}.csv") as fresh:
-                table.to_csv(fresh, index=index)
+                fresh.write_text(to_csv(table), encoding="utf-8", newline="\n")
         with new_file(folder / f"{stem}.png") as fresh:
             draw(result).savefig(fresh, format="png", dpi=110)
         sheet = contact_sheet(result)

@@ -225,7 +225,7 @@ def _write_slide(
             picture, "PNG", compress_level=2
         )
         more["regions.png"] = picture.getvalue()
-    more |= slide_note(slide) | {"regions.csv": whole.regions.to_csv(index=False).encode()}
+    more |= slide_note(slide) | {"regions.csv": to_csv(whole.regions).encode()}
     return write_folder(
         folder, analysis.cells, None, image=image, picture=slide.path, files=files, corrected=corrected,
         overwrite=overwrite, rings=whole.rings, step=slide.shape[1] / image.shape[1], more=more, also=also,

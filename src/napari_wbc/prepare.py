@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .crop import CropSize
-from .dataset import Dataset, check, cut_cells, read_dataset
+from .dataset import Dataset, read_dataset
+from .dataset_pictures import check, cut_cells
 from .recipe import Recipe
 from .split import Kind, Split, make_split
 

@@ -28,7 +28,7 @@ from .reference import Ranges, flag_sign, load_ranges, with_ranges
 from .report_model import model_facts
 from .review_session import DEFAULTS
 from .slide import ImageError
-from .tables import harmless
+from .tables import to_csv
 
 if TYPE_CHECKING:
     from .report_pictures import Pictures
@@ -97,7 +97,7 @@ class Report:
 
     def as_csv(self) -> str:
         """Return the report as one table: a section, an item, and what is said of it in the further columns."""
-        return harmless(pd.DataFrame(_rows(self.content), dtype=object)).to_csv(index=False, lineterminator="\n")
+        return to_csv(pd.DataFrame(_rows(self.content), dtype=object))
 
     def as_html(self) -> str:
         """Return the report as a page with its pictures, which needs nothing else."""

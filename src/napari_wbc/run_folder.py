@@ -17,7 +17,7 @@ from torch import Tensor
 from .atomic import DEBRIS, new_file
 from .batches import Batches
 from .classifier import Classifier, ModelCard, save_model
-from .dataset import cut_cells
+from .dataset_pictures import cut_cells
 from .engine import TrainingError
 from .prepare import Prepared
 from .recipe import Recipe

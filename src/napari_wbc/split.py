@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from .dataset import Check, Dataset, DatasetError
+from .dataset import Dataset, DatasetError
+from .dataset_pictures import Check
 
 __all__ = ["Split", "find_copies", "folds", "make_split", "read_split"]
 
@@ -68,7 +69,7 @@ def find_copies(found: Check) -> tuple[npt.NDArray[np.int64], int, int]:
     Parameters
     ----------
     found : Check
-        From `napari_wbc.dataset.check`.
+        From `napari_wbc.dataset_pictures.check`.
 
     Returns
     -------
@@ -104,7 +105,7 @@ def _alike(
     hashes: npt.NDArray[np.uint64], thumbnails: npt.NDArray[np.float32]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Pairs of copies."""
-    from .dataset import views
+    from .dataset_pictures import views
 
     pairs: list[tuple[int, int]] = []
     upright = hashes[:, 0]
@@ -138,7 +139,7 @@ def make_split(
     Parameters
     ----------
     found : Check
-        From `napari_wbc.dataset.check`.
+        From `napari_wbc.dataset_pictures.check`.
     kind : str, optional
         ``given`` uses the split that the data bring, ``grouped`` makes one that is stratified and keeps units
         together, ``random`` ignores them (it leaks; to reproduce papers). If not given: ``given`` where the data

@@ -39,7 +39,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-ENOUGH_STEPS = 120
+ENOUGH_STEPS = 80
 """Fewer hardly move the weights away from their start at the rate of the recipe ``wbc`` (docs/training.md)."""
 
 

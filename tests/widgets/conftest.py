@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+import threading
+
 import pytest
 
 pytest.importorskip("napari")
 pytest.importorskip("qtpy")
+
+if threading.gettrace() is not None:  # coverage is measured, and knows nothing of threads that Qt starts
+    from napari.qt.threading import WorkerBase
+
+    _run = WorkerBase.run
+
+    def _traced(self) -> None:
+        sys.settrace(threading.gettrace())
+        _run(self)
+
+    WorkerBase.run = _traced
 
 # Generous: on a machine that others use too an analysis takes its time.
 TIMEOUT = 600_000

@@ -51,6 +51,8 @@ def test_a_folder_is_done_shown_opened_and_equal_to_classify(viewer, dock, press
     assert batch.status.text() == _batch.READY
     said = press(batch)
     assert "2 done, 1 failed" in said
+    assert "in 2 pictures" in said  # the differential is in the files
+    assert "│" not in said
     table = rows(batch)
     assert table["photo.jpg"][0] == table["slide.svs"][0] == "done"
     assert "failed: damaged or cut short" in table["broken.svs"][0]
@@ -61,6 +63,8 @@ def test_a_folder_is_done_shown_opened_and_equal_to_classify(viewer, dock, press
     assert rows(batch)["slide.svs"][0] == "skipped: done before"
     batch.open_slide([batch.table.item(k, 0).text() for k in range(3)].index("slide.svs"))
     assert {"slide.svs", "cells"} <= {layer.name for layer in viewer.layers}
+    batch.open_slide([batch.table.item(k, 0).text() for k in range(3)].index("photo.jpg"))
+    assert viewer.layers["cells labels"].contour > 0  # outlines hide nothing
     # The dock Classify makes the same table of the same slide.
     viewer.layers.clear()
     viewer.open(str(smears / "slide.svs"), plugin="napari-wbc")

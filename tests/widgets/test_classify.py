@@ -1,5 +1,6 @@
 """The dock that classifies, driven as a user drives it."""
 
+import shutil
 import subprocess
 import sys
 
@@ -8,10 +9,12 @@ import pytest
 from napari.layers import Image
 from napari.qt.threading import WorkerBase
 from napari.utils.notifications import notification_manager
+from qtpy.QtWidgets import QFileDialog
 
 from napari_wbc._widgets._source import slide_of
 from napari_wbc.classifier import Classifier
 from napari_wbc.count import differential
+from napari_wbc.models import find_model
 from napari_wbc.pipeline import analyse, run
 from napari_wbc.slide import ImageError, Slide
 
@@ -288,6 +291,23 @@ def test_a_scale_that_makes_no_sense(viewer, dock, press):
     for text, says in [("x", "number"), ("-1", "mpp is -1"), ("99", "at most 5")]:
         widget.mpp.setText(text)
         assert says in press(widget)
+
+
+def test_a_card_from_elsewhere_is_chosen(dock, tmp_path, monkeypatch):
+    widget, shipped = dock(), find_model()
+    for file in (shipped, shipped.with_suffix(".safetensors")):
+        shutil.copy(file, tmp_path / f"elsewhere{file.suffix}")
+    browse = next(k for k in range(widget.model.count()) if widget.model.itemData(k) is None)
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: ("", ""))
+    before = widget.model.currentData()
+    widget.model.setCurrentIndex(browse)
+    widget.model.activated.emit(browse)
+    assert widget.model.currentData() == before  # nothing was chosen
+    monkeypatch.setattr(QFileDialog, "getOpenFileName", lambda *_: (str(tmp_path / "elsewhere.json"), ""))
+    widget.model.setCurrentIndex(browse)
+    widget.model.activated.emit(browse)
+    assert widget.model.currentData() == str(tmp_path / "elsewhere.json")
+    assert widget.model.currentText() == "elsewhere"
 
 
 def test_a_model_that_is_gone(viewer, dock, press, tmp_path):

@@ -12,6 +12,7 @@ from napari.utils.notifications import notification_manager
 from PIL import Image
 from qtpy.QtCore import QMimeData, QPoint, QPointF, Qt
 from qtpy.QtGui import QDropEvent
+from qtpy.QtWidgets import QInputDialog
 
 from napari_wbc._widgets._thumbnails import SIDE_UM, cut_out
 from napari_wbc.cells import measure
@@ -178,6 +179,28 @@ def test_a_whole_case_by_keys_drag_and_menu(gallery, results, qtbot):
         gallery.redo()
     gallery.review.session.save()
     assert all_agree(gallery, results, saved=True)
+
+
+def test_a_class_of_ones_own_and_a_key_of_ones_own_by_the_menu(gallery, qtbot, monkeypatch):
+    def choose(text):
+        next(action for action in gallery.menu().actions() if action.text().startswith(text)).trigger()
+
+    label = int(gallery.view.labels[0])
+    gallery.view.select({label})
+    monkeypatch.setattr(QInputDialog, "getText", lambda *_: ("blast", True))
+    choose("another class")
+    assert table_of(gallery).loc[label, "class"] == "blast"
+    answers = iter([("hairy cell", False), ("q", True)])
+    monkeypatch.setattr(QInputDialog, "getText", lambda *_: next(answers))
+    gallery.view.select({label})
+    choose("another class")  # cancelled
+    assert table_of(gallery).loc[label, "class"] == "blast"
+    monkeypatch.setattr(QInputDialog, "getItem", lambda *_: ("blast", True))
+    choose("Change the key")
+    other = int(gallery.view.labels[-1])
+    gallery.view.reach(other)
+    qtbot.keyClick(gallery.view, Qt.Key.Key_Q)
+    assert table_of(gallery).loc[other, "class"] == "blast"
 
 
 def test_space_accepts_and_goes_to_the_next_unreviewed(gallery, results, qtbot):

@@ -97,6 +97,12 @@ def test_from_cells_to_a_model_in_the_list_of_classify(viewer, dock, press, qtbo
     (accuracy,) = [row for row in card["results"] if row["what"] == "accuracy"]
     assert f"accuracy {accuracy['value']:.1f} % (95 % limits {accuracy['low']:.1f}" in trainer.result.text()
 
+    assert "Few steps" in trainer.result.text()
+    # The curves have the room of the classes, which the tool tip still has.
+    assert "6 training" in trainer.labelled.summary.text()
+    assert "lymphocyte" not in trainer.labelled.summary.text()
+    assert "lymphocyte" in trainer.labelled.summary.toolTip()
+
     # Without being touched, the other dock offers it.
     assert classify.model.findText("cells") >= 0
     assert classify.model.currentText() == "wbc8-mobilenetv2"

@@ -21,6 +21,7 @@ from qtpy.QtWidgets import (
     QLineEdit,
     QPlainTextEdit,
     QPushButton,
+    QSizePolicy,
     QSpinBox,
     QTableWidget,
     QTableWidgetItem,
@@ -117,8 +118,14 @@ class BatchWidget(ButtonDock):
         name = self.table.item(row, 0).text()
         if self._states.get(name) not in ("done", "skipped"):
             return
+        from napari.layers import Labels
+
+        from ._layers import draw_outlines
+
         try:
-            self.viewer.open(str(self.output / self._folders[name]), plugin="napari-wbc")
+            for layer in self.viewer.open(str(self.output / self._folders[name]), plugin="napari-wbc"):
+                if isinstance(layer, Labels):
+                    draw_outlines(layer, layer.data.shape)
             self.viewer.reset_view()
         # An exception that leaves a slot ends the whole program.
         except Exception as error:  # noqa: BLE001
@@ -189,7 +196,7 @@ class BatchWidget(ButtonDock):
                 why = why.replace(there, here)
             self._fail(ValueError(why))
         elif output:
-            lines = [line for line in output.splitlines() if " cells in " in line or line.startswith("Note: ")]
+            lines = [line.strip() for line in output.splitlines() if " cells in " in line or line.startswith("Note: ")]
             self.status.setText("\n".join([*lines, f"Results in {shown(self.output)}", "Research use only."]))
         else:
             self.status.setText("Stopped. What is finished is kept; Batch annotate, with the same settings, goes on.")
@@ -275,6 +282,8 @@ class BatchWidget(ButtonDock):
         self.open_button.setEnabled(False)
         self.open_button.clicked.connect(lambda: QDesktopServices.openUrl(QUrl.fromLocalFile(str(self.output))))
         inside = QWidget()
+        # napari leaves the rest of the height to what wants it.
+        inside.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
         column = QVBoxLayout(inside)
         column.setContentsMargins(0, 0, 0, 0)
         column.addWidget(self.table, 1)

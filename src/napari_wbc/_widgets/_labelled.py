@@ -83,7 +83,7 @@ class Labelled(QObject):
         self._again = False
         self.child.stop()
 
-    def show_split(self, folder: Path, output: str | None = None) -> None:
+    def show_split(self, folder: Path, output: str | None = None, *, brief: bool = False) -> None:
         """Show how many cells of each class a split puts where.
 
         Parameters
@@ -92,21 +92,26 @@ class Labelled(QObject):
             Holds ``split.csv``.
         output : str, optional
             What the command printed: its notes stand below the table. The earlier ones if not given.
+        brief : bool
+            Whether the classes have no row each but stand in the tool tip: curves need the room.
         """
         if output is not None:
             self.notes = notes_in(output)
         split = pd.read_csv(folder / "split.csv", dtype=str, keep_default_na=False)
         counts = pd.crosstab(split["class"], split["split"])
         parts = [part for part in PARTS if part in counts]
-        heads = "".join(f'<td align="right">&nbsp;&nbsp;&nbsp;{PARTS[part]}</td>' for part in parts)
+        numbers = [f"{int(counts[part].sum())} " * brief + PARTS[part] for part in parts]
+        heads = "".join(f'<td align="right">&nbsp;&nbsp;&nbsp;{text}</td>' for text in numbers)
         rows = [f"<tr><td>{len(counts)} classes, {len(split)} cells</td>{heads}</tr>"]
         for name, row in counts.head(MOST_ROWS).iterrows():
-            numbers = "".join(f'<td align="right">{row[part]}</td>' for part in parts)
+            cells = "".join(f'<td align="right">{row[part]}</td>' for part in parts)
             swatch = f'<span style="color: {colour(str(name))}">■</span>'
-            rows.append(f"<tr><td>{swatch} {escape(str(name))}</td>{numbers}</tr>")
+            rows.append(f"<tr><td>{swatch} {escape(str(name))}</td>{cells}</tr>")
         more = [f"and {len(counts) - MOST_ROWS} more classes"] if len(counts) > MOST_ROWS else []
         lines = "".join(f'<p style="margin: 3px 0px 0px">{escape(line)}.</p>' for line in (*more, *self.notes))
-        self.summary.setText(f"<table width='100%' cellspacing='1'>{''.join(rows)}</table>{lines}")
+        table = "<table width='100%' cellspacing='1'>{}</table>"
+        self.summary.setText(table.format("".join(rows[:1] if brief else rows)) + lines)
+        self.summary.setToolTip(table.format("".join(rows)) if brief else "")
         self.summary.show()
 
     def _look(self) -> None:

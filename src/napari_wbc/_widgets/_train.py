@@ -179,7 +179,7 @@ class TrainWidget(ButtonDock):
         self._epochs = epochs
         # A folder that cannot be read for a moment must not end the program; the next epoch tries again.
         with suppress(*EXPECTED, OSError):
-            self.labelled.show_split(self.run_folder, output)
+            self.labelled.show_split(self.run_folder, output, brief=True)
             self.curves.show_history(self.run_folder / "history.csv", epochs)
 
     def _on_ended(self, output: str, why: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from .class_names import UNIDENTIFIED
+from .labelled import Regions
 
 IMPROBABLE, UNLIKE = "improbable", "unlike"
 PROBABILITY_PREFIX = "p_"
@@ -300,8 +300,6 @@ def measure(
     CellsError
         If a label is negative.
     """
-    from skimage.measure import regionprops_table
-
     if labels.size and labels.min() < 0:
         raise CellsError("a label image must not hold negative values")
     if not labels.any():
@@ -317,25 +315,29 @@ def measure(
         background = ids[0] == 0
         compact = inverse.reshape(labels.shape).astype(np.int32) + (not background)
         ids = ids[int(background) :]
-    columns = ("centroid", "bbox", "area", "eccentricity", "solidity")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Failed to get convex hull")  # a region of one or two pixels
-        table = pd.DataFrame(regionprops_table(compact, properties=columns))
-    table["solidity"] = table["solidity"].where(np.isfinite(table["solidity"]), 1.0)
-    table["nucleus_area"] = (
-        np.nan if nuclei is None else np.bincount(compact[nuclei > 0], minlength=len(ids) + 1)[1:].astype(float)
-    )
+    table = pd.DataFrame(measured(compact, None if nuclei is None else np.where(nuclei > 0, compact, 0), mpp))
     table["label"] = ids
     table["slide"] = slide
-    table["mpp"] = mpp
-    table["area_um2"] = (table["area"] * mpp**2).round(3)
-    table["nucleus_area_um2"] = (table["nucleus_area"] * mpp**2).round(3)
-    height, width = labels.shape
-    table["at_border"] = (
-        (table["bbox-0"] <= 0) | (table["bbox-1"] <= 0) | (table["bbox-2"] >= height) | (table["bbox-3"] >= width)
-    )
     table["class"] = ""
     table["probability"] = np.nan
-    rounded = ["centroid-0", "centroid-1", "eccentricity", "solidity"]
-    table[rounded] = table[rounded].round(4)
     return Cells(table)
+
+
+def measured(
+    labels: npt.NDArray[np.integer[Any]], nuclei: npt.NDArray[np.integer[Any]] | None, mpp: float
+) -> dict[str, npt.NDArray[Any]]:
+    """Return the columns that `measure` gives for labels 1 to n that are all there, before they are a table."""
+    regions = Regions(labels)
+    found: dict[str, npt.NDArray[Any]] = {"label": np.arange(1, regions.n)}
+    found |= {f"centroid-{axis}": regions.centroids[1:, axis].round(4) for axis in range(2)}
+    found |= {f"bbox-{k}": regions.boxes[1:, k] for k in range(4)}
+    found["area"] = regions.count[1:].astype(np.float64)
+    inner = np.full(regions.n, np.nan) if nuclei is None else np.bincount(nuclei.ravel(), minlength=regions.n)
+    found["nucleus_area"] = inner[1:].astype(np.float64)
+    found |= {f"{name}_um2": (found[name] * mpp**2).round(3) for name in ("area", "nucleus_area")}
+    found["eccentricity"] = regions.eccentricity[1:].round(4)
+    found["solidity"] = regions.solidity[1:].round(4)
+    top, left, bottom, right = regions.boxes[1:].T
+    found["at_border"] = (top <= 0) | (left <= 0) | (bottom >= labels.shape[0]) | (right >= labels.shape[1])
+    found["mpp"] = np.full(regions.n - 1, mpp)
+    return found

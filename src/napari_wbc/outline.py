@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage as ndi
-from skimage.measure import regionprops
 
+from .labelled import Regions, quantile
 from .scale import Float, Mask
 
-__all__ = ["Outline", "Surroundings", "grown", "outlines", "widths"]
+__all__ = ["Outline", "Outliner", "Surroundings", "filled", "grown", "widths"]
 
 Labels = npt.NDArray[np.int32]
 Points = npt.NDArray[np.float64]
@@ -26,6 +27,12 @@ Points = npt.NDArray[np.float64]
 _ANGLES = 64
 _STEP = 4
 """Most pixels by which the radii of neighbouring rays differ."""
+
+_AT_ONCE = 64
+"""Outlines that are drawn at once; more would fill the memory."""
+
+_RING_UM = (0.6, 1.5)
+"""What lies so far around a nucleus is its cytoplasm, µm."""
 
 
 @dataclass(frozen=True)
@@ -53,17 +60,6 @@ class Outline:
         """Whether the curve leaves an image of that shape."""
         return bool((self.vertices < 0).any() or (self.vertices > np.array(shape) - 1).any())
 
-    def fill(self, labels: Labels, number: int, scaling: Points) -> None:
-        """Give the free pixels inside the number, in an image ``scaling`` (2,) times as large."""
-        low = np.floor((self.vertices.min(axis=0) + 0.5) * scaling).astype(int).clip(0, labels.shape)
-        high = np.ceil((self.vertices.max(axis=0) + 0.5) * scaling + 1).astype(int).clip(0, labels.shape)
-        window = labels[low[0] : high[0], low[1] : high[1]]
-        y = ((np.arange(low[0], high[0]) + 0.5) / scaling[0] - 0.5 - self.centre[0])[:, None]
-        x = ((np.arange(low[1], high[1]) + 0.5) / scaling[1] - 0.5 - self.centre[1])[None, :]
-        turn = np.arctan2(y, x) * (_ANGLES / (2 * np.pi)) % _ANGLES
-        limit = np.interp(turn, np.arange(_ANGLES + 1), np.append(self.radii, self.radii[0]))
-        window[(y * y + x * x < limit * limit) & (window == 0)] = number
-
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -83,6 +79,26 @@ class Surroundings:
     unit: float
 
 
+def filled(labels: Labels, found: Sequence[Outline], scaling: Points) -> None:
+    """Give the free pixels inside each outline its number, from 1 on, in an image ``scaling`` (2,) times as large."""
+    shape = np.array(labels.shape)
+    for number, outline in enumerate(found, start=1):
+        vertices = outline.vertices
+        low = np.floor((vertices.min(axis=0) + 0.5) * scaling).astype(int).clip(0, shape)
+        high = np.ceil((vertices.max(axis=0) + 0.5) * scaling + 1).astype(int).clip(0, shape)
+        window = labels[low[0] : high[0], low[1] : high[1]]
+        y = ((np.arange(low[0], high[0]) + 0.5) / scaling[0] - 0.5 - outline.centre[0])[:, None]
+        x = ((np.arange(low[1], high[1]) + 0.5) / scaling[1] - 0.5 - outline.centre[1])[None, :]
+        far = y * y + x * x
+        inside = far < outline.radii.min() ** 2
+        # Between the shortest and the longest radius the angle decides.
+        rows, columns = np.nonzero((far < outline.radii.max() ** 2) & ~inside)
+        turn = np.arctan2(y[rows, 0], x[0, columns]) * (_ANGLES / (2 * np.pi)) % _ANGLES
+        limit = np.interp(turn, np.arange(_ANGLES + 1), np.append(outline.radii, outline.radii[0]))
+        inside[rows, columns] = far[rows, columns] < limit * limit
+        window[inside & (window == 0)] = number
+
+
 def grown(window: tuple[slice, ...], by: int, shape: tuple[int, ...]) -> tuple[slice, ...]:
     """A window widened by so many pixels on every side, as far as the image goes."""
     return tuple(slice(max(s.start - by, 0), min(s.stop + by, n)) for s, n in zip(window, shape, strict=True))
@@ -95,81 +111,119 @@ def widths(points: npt.NDArray[Any]) -> Points:
     return result
 
 
-def outlines(nuclei: Labels, density: Float, around: Surroundings) -> list[Outline]:
-    """Outline of each cell, in the order of the numbers.
+class Outliner:
+    """Draws the outlines of the cells of an image around their nuclei.
 
     Parameters
     ----------
-    nuclei : int32 array of shape (H, W), consecutive from 1
     density : float32 array of shape (H, W, 3), optical density
     around : see `Surroundings`
-
-    Returns
-    -------
-    one outline a nucleus, in pixels of ``nuclei``.
     """
-    if not nuclei.any():
-        return []
-    unit = around.unit
-    smooth = ndi.gaussian_filter(density, (0.4 / unit, 0.4 / unit, 0))
-    distance, nearest = ndi.distance_transform_edt(nuclei == 0, return_indices=True)
-    zones = nuclei[tuple(nearest)]
-    distance = (distance * unit).astype(np.float32)
-    centres, gains = [], []
-    for region in regionprops(nuclei):
-        window = grown(region.slice, int(np.ceil(around.max_cytoplasm / unit)) + 1, nuclei.shape)
-        own = zones[window] == region.label
-        score = _likeness(smooth[window], distance[window], own, around, region)
-        score[~own | (distance[window] > around.max_cytoplasm)] = -1
-        score[nuclei[window] == region.label] = 3
-        corner = np.array([window[0].start, window[1].start])
-        centres.append(np.array(region.centroid))
-        gains.append(_gains(score, centres[-1] - corner, unit))
-    return [Outline(centre, radii) for centre, radii in zip(centres, _best_radii(gains, unit), strict=True)]
 
+    def __init__(self, density: Float, around: Surroundings) -> None:
+        self.around = around
+        self._smooth = [ndi.gaussian_filter(density[..., k], 0.4 / around.unit) for k in range(3)]
 
-def _likeness(density: Float, distance: Float, own: Mask, around: Surroundings, nucleus: Any) -> Float:
-    """How much each pixel looks like this cell's cytoplasm rather than red cell or empty film.
+    def __call__(self, nuclei: Labels, wanted: Mask | None = None) -> dict[int, Outline]:
+        """Outlines by number, in pixels of ``nuclei``.
 
-    1 is cytoplasm, -1 is not. The cytoplasm is what lies close around the nucleus, a region of scikit-image whose hull
-    takes longer than all the rest: it is drawn only where it is asked for.
-    """
-    to_film: Float = np.linalg.norm(density, axis=-1)
-    to_other = to_film
-    if any(around.red):
-        # Red cells differ in thickness: the nearest point on the ray of their hue.
-        to_other = np.minimum(to_film, _off_ray(density, np.asarray(around.red), 0.75, 2.0))
-    ring = own & (distance > 0.6) & (distance < 1.5)
-    if ring.any():
+        Parameters
+        ----------
+        nuclei : int32 array of shape (H, W)
+        wanted : which numbers; all if None
+        """
+        around = self.around
+        regions = Regions(nuclei if wanted is None else np.where(wanted[nuclei], nuclei, 0))
+        if regions.n == 1:
+            return {}
+        distance, nearest = ndi.distance_transform_edt(nuclei == 0, return_indices=True)
+        zones = regions.labels.ravel()[nearest[0].astype(np.int64) * nuclei.shape[1] + nearest[1]]
+        distance = (distance * around.unit).astype(np.float32)
+        near = (distance <= max(around.max_cytoplasm, _RING_UM[1])) & (zones > 0)
+        score = np.full(nuclei.shape, -1, np.float32)
+        score[near] = self._likeness(regions, zones, distance, near)
+        score[distance > around.max_cytoplasm] = -1
+        score[nuclei > 0] = 3
+        found: dict[int, Outline] = {}
+        for numbers in np.split(np.flatnonzero(regions.count), range(_AT_ONCE, regions.n, _AT_ONCE)):
+            gains = []
+            for k in numbers:
+                window = self._window(regions, k)
+                own = np.where(zones[window] == k, score[window], np.float32(-1))
+                gains.append(_gains(own, regions.centroids[k] - [side.start for side in window], around.unit))
+            radii = _best_radii(gains, around.unit) if gains else ()
+            found |= {int(k): Outline(regions.centroids[k], one) for k, one in zip(numbers, radii, strict=True)}
+        return found
+
+    def _window(self, regions: Regions, number: int) -> tuple[slice, ...]:
+        """What an outline may reach around a nucleus."""
+        top, left, bottom, right = regions.boxes[number]
+        reach = int(np.ceil(self.around.max_cytoplasm / self.around.unit)) + 1
+        return grown((slice(top, bottom), slice(left, right)), reach, regions.labels.shape)
+
+    def _likeness(self, regions: Regions, zones: Labels, distance: Float, near: Mask) -> Float:
+        """How much pixels look like their cell's cytoplasm rather than red cell or empty film.
+
+        1 is cytoplasm, -1 is not. The cytoplasm is what lies close around the nucleus.
+        """
+        around, n = self.around, regions.n
+        zone, distance = zones[near], distance[near]
+        density = [channel[near] for channel in self._smooth]
+        to_film = _length(density)
+        to_other: Float = to_film
+        if any(around.red):
+            # Red cells differ in thickness: the nearest point on the ray of their hue.
+            to_other = np.minimum(to_film, _off_ray(density, np.asarray(around.red)[:, None], 0.75, 2.0))
+        ring = np.flatnonzero((distance > _RING_UM[0]) & (distance < _RING_UM[1]))
+        of = zone[ring]
         # Where a thin rim leaves red cells or empty film in the ring, the odd half is the rim.
-        odd = ring & (to_other >= np.median(to_other[ring]))
-        inner = np.median(density[odd], axis=0)
-        apart = float(np.median(to_other[odd])) > max(0.03, 0.2 * float(np.linalg.norm(inner)))
-        if not apart and _alone(to_film > 0.5 * around.foreground, own, distance, around.unit):
-            to_other, apart = to_film, True
-        if apart:
-            to_inner = _off_ray(density, inner, 0.7, 1.5)
-            score: Float = ((to_other - to_inner) / (to_other + to_inner + 0.02)).astype(np.float32)
-            return score - np.float32(0.02) * distance
-    # Cytoplasm that cannot be told apart: a narrow rim, but lobes lie in plenty of it.
-    rim: Float = (1 - distance / (2.5 if nucleus.solidity < 0.88 else 0.4)).clip(-1, 1).astype(np.float32)
-    rim[to_film < 0.5 * around.foreground] = -1
-    return rim
+        odd = ring[to_other[ring] >= quantile(to_other[ring], of, n)[of]]
+        of = zone[odd]
+        inner = np.stack([quantile(channel[odd], of, n) for channel in density])
+        far = quantile(to_other[odd], of, n)
+        with np.errstate(invalid="ignore"):  # a nucleus without a ring has no colour of its own
+            apart = far > np.maximum(0.03, 0.2 * _length(list(inner)))
+        stained = to_film > 0.5 * around.foreground
+        for k in np.flatnonzero(np.isfinite(far) & ~apart):
+            if self._alone(zones, regions, int(k)):
+                apart[k] = True
+                to_other = np.where(zone == k, to_film, to_other)
+        to_inner = _off_ray(density, inner[:, zone], 0.7, 1.5)
+        score: Float = ((to_other - to_inner) / (to_other + to_inner + 0.02)).astype(np.float32)
+        score -= np.float32(0.02) * distance
+        if not apart[zone].all():
+            # Cytoplasm that cannot be told apart: a narrow rim, but lobes lie in plenty of it.
+            with np.errstate(invalid="ignore"):
+                widest = np.where(regions.solidity < 0.88, np.float32(2.5), np.float32(0.4))
+            rim = (1 - distance / widest[zone]).clip(-1, 1)
+            rim[~stained] = -1
+            score = np.where(apart[zone], score, rim)
+        return score
+
+    def _alone(self, zones: Labels, regions: Regions, number: int) -> bool:
+        """Whether empty film surrounds the body that the nucleus lies in: it touches no red cell."""
+        around = self.around
+        window = self._window(regions, number)
+        density = [channel[window] for channel in self._smooth]
+        own = zones[window] == number
+        bodies, _ = ndi.label((_length(density) > 0.5 * around.foreground) & own)
+        inside = np.unique(bodies[regions.labels[window] == number])
+        area = np.isin(bodies, inside[inside > 0]).sum() * around.unit * around.unit
+        return bool(area < 200)
 
 
-def _alone(stained: Mask, own: Mask, distance: Float, unit: float) -> bool:
-    """Whether empty film surrounds the body that the nucleus lies in: it touches no red cell."""
-    bodies, _ = ndi.label(stained & own)
-    inside = np.unique(bodies[distance == 0])
-    area = np.isin(bodies, inside[inside > 0]).sum() * unit * unit
-    return bool(area < 200)
-
-
-def _off_ray(density: Float, colour: npt.NDArray[Any], least: float, most: float) -> Float:
-    """Distance in colour from a dye whose amount may be ``least`` to ``most`` times the usual."""
-    amount = np.clip(density @ colour / max(float(colour @ colour), 1e-6), least, most)
-    result: Float = np.linalg.norm(density - amount[..., None] * colour, axis=-1)
+def _length(vector: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Length of vectors of three parts."""
+    a, b, c = vector
+    result: npt.NDArray[Any] = np.sqrt(a * a + b * b + c * c)
     return result
+
+
+def _off_ray(density: Sequence[Float], colour: npt.NDArray[Any], least: float, most: float) -> Float:
+    """Distance in colour from a dye, (3, 1) or (3, n), whose amount may be ``least`` to ``most`` times the usual."""
+    along = sum(channel * part for channel, part in zip(density, colour, strict=True))
+    amount = np.clip(along / np.maximum((colour * colour).sum(axis=0), 1e-6), least, most)
+    return _length([channel - amount * part for channel, part in zip(density, colour, strict=True)])
 
 
 def _gains(score: Float, centre: Points, unit: float) -> Points:
@@ -194,27 +248,19 @@ def _best_radii(gains: Sequence[Points], unit: float) -> Points:
     gain = np.full((_ANGLES, n, reach), -np.inf)
     for k, one in enumerate(gains):
         gain[:, k, : one.shape[1]] = one
-    steps = range(-_STEP, _STEP + 1)
-    cost = [2.4 * (step * unit) ** 2 for step in steps]
-    best = np.full((n, reach + 2 * _STEP), -np.inf)  # beyond either end there is nothing
-    best[:, _STEP:-_STEP] = gain[0]
-    came = np.zeros((2 * _ANGLES, n, reach), dtype=np.int8)
-    option, better = np.empty((n, reach)), np.empty((n, reach), bool)
+    cost = (2.4 * (np.arange(-_STEP, _STEP + 1) * unit) ** 2)[:, None, None]
+    best = np.full((2 * _ANGLES, n, reach + 2 * _STEP), -np.inf)  # beyond either end there is nothing
+    best[0, :, _STEP:-_STEP] = gain[0]
+    came = sliding_window_view(best, reach, axis=2).transpose(0, 2, 1, 3)  # by step: where a radius may come from
+    option = np.empty(came.shape[1:])
     for i in range(1, 2 * _ANGLES):
-        chosen = best[:, :reach] - cost[0]
-        choice = came[i]
-        choice[:] = -_STEP
-        for step in steps[1:]:
-            np.subtract(best[:, _STEP + step : _STEP + step + reach], cost[step + _STEP], out=option)
-            np.greater(option, chosen, out=better)
-            np.copyto(choice, step, where=better)
-            np.maximum(chosen, option, out=chosen)
-        np.add(chosen, gain[i % _ANGLES], out=best[:, _STEP:-_STEP])
+        np.subtract(came[i - 1], cost, out=option)
+        np.add(option.max(axis=0), gain[i % _ANGLES], out=best[i, :, _STEP:-_STEP])
     path = np.empty((2 * _ANGLES, n), dtype=int)
-    path[-1] = best[:, _STEP:-_STEP].argmax(axis=1)
+    path[-1] = best[-1, :, _STEP:-_STEP].argmax(axis=1)
     every = np.arange(n)
     for i in range(2 * _ANGLES - 1, 0, -1):
-        path[i - 1] = path[i] + came[i, every, path[i]]
+        path[i - 1] = path[i] + (came[i - 1, :, every, path[i]] - cost[:, 0, 0]).argmax(axis=1) - _STEP
     # Twice around, for the half turn at either end has only one neighbour to agree with.
     middle = np.roll(path[_ANGLES // 2 : 3 * _ANGLES // 2], _ANGLES // 2, axis=0).T
     result: Points = ndi.gaussian_filter1d(middle + 1.0, 1.0, axis=1, mode="wrap") + 0.5

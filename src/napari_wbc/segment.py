@@ -16,10 +16,8 @@ from scipy import ndimage as ndi
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
-from skimage.filters import threshold_otsu
-from skimage.measure import regionprops
 from skimage.morphology import h_maxima
-from skimage.segmentation import relabel_sequential, watershed
+from skimage.segmentation import watershed
 
 from . import scale
 from .appearance import (
@@ -33,7 +31,8 @@ from .appearance import (
     reduced,
     thiazine,
 )
-from .outline import Labels, Outline, Surroundings, grown, outlines, widths
+from .labelled import Regions, otsu, quantile, ranked_quantile, side_by_side
+from .outline import Labels, Outline, Outliner, Surroundings, filled, widths
 from .scale import Float, Mask
 
 __all__ = ["Appearance", "SegmentParameters", "Segmentation", "appearance", "segment"]
@@ -114,37 +113,75 @@ def _nuclei(density: Float, look: Appearance, parameters: SegmentParameters, uni
     dye = ndi.gaussian_filter(thiazine(density), 0.15 / unit)
     rough = ndi.binary_fill_holes(ndi.binary_opening(dye > look.nuclear, disc(0.5 / unit)))
     pieces, _ = ndi.label(rough, np.ones((3, 3)))
-    refined = np.zeros(pieces.shape, dtype=np.int32)
-    reach = int(np.ceil(1.5 / unit))
-    for i, window in enumerate(ndi.find_objects(pieces), start=1):
-        window = grown(window, reach, pieces.shape)
-        piece = pieces[window] == i
-        if piece.sum() * area < 2.0:
-            continue
-        near = ndi.binary_dilation(piece, iterations=reach) & ((pieces[window] == 0) | piece)
-        refined[window][_half_way(dye[window], piece, near, 0.7 * look.nuclear)] = i
+    refined = _half_way(dye, pieces, 0.7 * look.nuclear, unit)
     refined = _split(_filled(refined, 2.0 / area), unit)
     joined = _joined(refined, density, look, 0.5 * parameters.max_lobe_gap / unit, unit)
     return _accepted(joined, density, look, 4.0 / area)
 
 
-def _half_way(dye: Float, piece: Mask, near: Mask, least: float) -> Mask:
-    """The nucleus within ``near``, cut half way between itself and what surrounds it.
+def _half_way(dye: Float, pieces: Labels, least: float, unit: float) -> Labels:
+    """Each piece of at least 2 µm², cut half way between itself and what surrounds it.
 
     The threshold is iterated (Ridler and Calvard, IEEE Trans. SMC 8:630-632, 1978). Half way is
     meant between density and light: it is light that a lens blurs, but seen by a camera whose
     response is nearly logarithmic.
     """
-    mask = piece
+    regions = Regions(pieces)
+    numbers = np.flatnonzero(regions.count * unit * unit >= 2.0)
+    numbers = numbers[numbers > 0]
+    reach = int(np.ceil(1.5 / unit))
+    boxes = regions.boxes[numbers] + np.array([-reach, -reach, reach, reach])
+    boxes = boxes.clip(0, np.tile(pieces.shape, 2))
+    result = np.zeros(pieces.size, dtype=np.int32)
+    for which, left, shape in side_by_side(boxes, reach):
+        mask, free = np.zeros(shape, bool), np.zeros(shape, bool)
+        level, place = np.zeros(shape, np.float32), np.zeros(shape, np.int64)
+        owner = np.zeros(shape[1], np.int64)
+        for k, (first, x) in enumerate(zip(boxes[which], left, strict=True)):
+            window = slice(first[0], first[2]), slice(first[1], first[3])
+            there = slice(0, first[2] - first[0]), slice(x, x + first[3] - first[1])
+            own = pieces[window]
+            mask[there] = own == numbers[which[k]]
+            free[there] = (own == 0) | mask[there]
+            level[there] = dye[window]
+            place[there] = np.arange(first[0], first[2])[:, None] * pieces.shape[1] + np.arange(first[1], first[3])
+            owner[there[1]] = k
+        near = ndi.binary_dilation(mask, iterations=reach) & free
+        mask = _tightened(level, mask, near, owner, least)
+        number = np.where(mask, numbers[which][owner], 0)
+        order = np.argsort(number[mask], kind="stable")  # of two that want a pixel the later has it
+        taken, number = place[mask][order], number[mask][order]
+        result[taken] = np.maximum(result[taken], number)
+    return result.reshape(pieces.shape)
+
+
+def _tightened(dye: Float, mask: Mask, near: Mask, owner: npt.NDArray[np.int64], least: float) -> Mask:
+    """The pieces of a sheet, of which each has its columns (``owner``), within ``near``."""
+    n = int(owner.max()) + 1
+    of = np.broadcast_to(owner, mask.shape)[near]
+    values = dye[near]
+    order = np.argsort(values)
+    order = order[np.argsort(of[order].astype(np.uint16), kind="stable")]
+    of, values = of[order], values[order]
+    place = np.flatnonzero(near)[order]
+    own = mask.ravel()[place]
     for _ in range(4):
-        inside = float(np.median(dye[mask]))
-        around = near & ~ndi.binary_dilation(mask)
-        outside = float(np.median(dye[around])) if around.any() else 0.0
-        half = -2 * float(np.log10(0.5 * (10 ** (-inside / 2) + 10 ** (-outside / 2))))
-        tighter = near & (dye > max(half, least))
-        if not tighter.any() or np.array_equal(tighter, mask):
+        grown = mask.copy()
+        grown[1:] |= mask[:-1]
+        grown[:-1] |= mask[1:]
+        grown[:, 1:] |= mask[:, :-1]
+        grown[:, :-1] |= mask[:, 1:]
+        around = ~grown.ravel()[place]
+        inside, outside = (ranked_quantile(values[few], np.bincount(of[few], minlength=n)) for few in (own, around))
+        outside = np.where(np.isfinite(outside), outside, 0)
+        light = (np.power(10, -one.astype(np.float64) / 2) for one in (inside, outside))
+        half = np.maximum(-2 * np.log10(0.5 * sum(light)), least).astype(np.float32)
+        tighter = values > half[of]
+        tighter |= own & (np.bincount(of, tighter, n) == 0)[of]
+        if np.array_equal(tighter, own):
             break
-        mask = tighter
+        own = tighter
+        mask.ravel()[place] = own
     return mask
 
 
@@ -154,10 +191,13 @@ def _filled(pieces: Labels, largest: float) -> Labels:
     small = np.bincount(holes.ravel()) <= largest
     small[0] = False
     fill = small[holes]
-    grown = ndi.grey_dilation(pieces, size=(3, 3))
-    while (fill & (pieces == 0) & (grown > 0)).any():
-        pieces = np.where(fill & (pieces == 0), grown, pieces)
+    while fill.any():
         grown = ndi.grey_dilation(pieces, size=(3, 3))
+        reached = fill & (grown > 0)
+        if not reached.any():
+            break
+        pieces = np.where(reached, grown, pieces)
+        fill &= ~reached
     return pieces.astype(np.int32)
 
 
@@ -166,25 +206,25 @@ def _split(pieces: Labels, unit: float) -> Labels:
 
     Lobes of one large nucleus may be parted too: `_cells` joins what shares a round body.
     """
-    for region in regionprops(pieces):
-        if region.area * unit * unit < _LARGEST_PAIR_UM2 / 2 or region.solidity > 0.92:
-            continue
-        depth = ndi.distance_transform_edt(np.pad(region.image, 1))[1:-1, 1:-1]
+    area = np.bincount(pieces.ravel())
+    large = area * unit * unit >= _LARGEST_PAIR_UM2 / 2
+    large[0] = False
+    if not large.any():
+        return pieces
+    regions = Regions(np.where(large[pieces], pieces, 0))
+    with np.errstate(invalid="ignore"):
+        dented = np.flatnonzero(regions.solidity <= 0.92)
+    for k in dented:
+        top, left, bottom, right = regions.boxes[k]
+        window = pieces[top:bottom, left:right]
+        own = window == k
+        depth = ndi.distance_transform_edt(np.pad(own, 1))[1:-1, 1:-1]
         peaks = h_maxima(depth, 0.35 * float(depth.max()))
         markers, n = ndi.label(peaks, np.ones((3, 3)))
         if n > 1:
-            parts = watershed(-depth, markers, mask=region.image, watershed_line=True)
-            pieces[region.slice][region.image & (parts == 0)] = 0
+            parts = watershed(-depth, markers, mask=own, watershed_line=True)
+            window[own & (parts == 0)] = 0
     return pieces
-
-
-def _points(labels: Labels) -> list[npt.NDArray[np.int64]]:
-    """Pixels (row, column) of each label from 1 on."""
-    found = []
-    for i, window in enumerate(ndi.find_objects(labels), start=1):
-        corner = np.array([window[0].start, window[1].start])
-        found.append(np.argwhere(labels[window] == i) + corner)
-    return found
 
 
 def _joined(pieces: Labels, density: Float, look: Appearance, gap: float, unit: float) -> Labels:
@@ -198,21 +238,27 @@ def _joined(pieces: Labels, density: Float, look: Appearance, gap: float, unit: 
     # Lobes are joined by cytoplasm: film or red cells between nuclei keep them apart.
     green = ndi.gaussian_filter(density[..., 1], 0.3 / unit)
     within = green > 0.5 * look.foreground
-    gaps: dict[tuple[int, int], float] = {}
+    pairs, gaps = [], []
     for axis in (0, 1):
         a, b = np.moveaxis(zones, axis, 0)[:-1], np.moveaxis(zones, axis, 0)[1:]
         width = np.moveaxis(distance, axis, 0)[:-1] + np.moveaxis(distance, axis, 0)[1:]
         touching = (a != b) & (width < gap + 1) & np.moveaxis(within, axis, 0)[:-1]
-        for i, j, d in zip(a[touching], b[touching], width[touching], strict=True):
-            key = (min(i, j), max(i, j))
-            gaps[key] = min(gaps.get(key, np.inf), float(d))
+        i, j = a[touching].astype(np.int64), b[touching].astype(np.int64)
+        pairs.append(np.minimum(i, j) * (n + 1) + np.maximum(i, j))
+        gaps.append(width[touching])
+    pair, gap_of = np.concatenate(pairs), np.concatenate(gaps)
     owner = np.arange(n + 1)
-    parts = dict(enumerate(_points(labels), start=1))
-    for pair in sorted(gaps, key=gaps.__getitem__):
-        i, j = int(owner[pair[0]]), int(owner[pair[1]])
+    if not len(pair):
+        return np.asarray(labels, dtype=np.int32)
+    parts = Regions(labels).points
+    pairs_met, first, of = np.unique(pair, return_index=True, return_inverse=True)
+    narrowest = np.full(len(first), np.inf)
+    np.minimum.at(narrowest, of, gap_of)
+    for one, two in (divmod(int(p), n + 1) for p in pairs_met[np.lexsort((first, narrowest))]):
+        i, j = int(owner[one]), int(owner[two])
         if i != j and _one_nucleus(parts[i] * unit, parts[j] * unit, unit * unit):
             owner[owner == j] = i
-            parts[i] = np.concatenate([parts[i], parts.pop(j)])
+            parts[i] = np.concatenate([parts[i], parts[j]])
     return np.asarray(owner[labels], dtype=np.int32)
 
 
@@ -229,7 +275,8 @@ def _cells(
 ) -> tuple[Labels, list[Outline]]:
     """Join nuclei that share one roundish body, then outline each cell."""
     around = Surroundings(look.foreground, look.red, parameters.max_cytoplasm, unit)
-    found = outlines(nuclei, density, around)
+    draw = Outliner(density, around)
+    found = list(draw(nuclei).values())
     owner = np.arange(len(found) + 1)
     areas = np.bincount(nuclei.ravel(), minlength=len(owner)) * unit * unit
     # A scale guessed from a single lobe is too coarse.
@@ -252,13 +299,15 @@ def _cells(
     joined = owner[nuclei].astype(np.int32)
     joined[_platelets(joined, density, look, parameters, unit)[joined]] = 0
     # The seam where a nucleus was parted and joined again.
-    seam = ndi.grey_closing(joined, size=(3, 3))
+    high = ndi.maximum_filter(joined, size=3)
+    seam = ndi.minimum_filter(high, size=3)
     low = ndi.minimum_filter(np.where(joined > 0, joined, joined.max() + 1), size=3)
-    joined = np.where((joined == 0) & (low == ndi.maximum_filter(joined, size=3)), seam, joined)
-    kept = [found[i - 1] for i in np.unique(joined) if i]
-    merged = len(np.unique(owner)) < len(owner)
-    joined = relabel_sequential(joined)[0].astype(np.int32)
-    return joined, outlines(joined, density, around) if merged else kept
+    joined = np.where((joined == 0) & (low == high), seam, joined)
+    drawn = dict(enumerate(found, start=1)) | draw(joined, np.bincount(owner) > 1)
+    numbers = np.unique(joined)
+    place = np.zeros(len(owner), np.int32)
+    place[numbers] = np.arange(len(numbers))
+    return place[joined], [drawn[i] for i in numbers if i]
 
 
 def _without_cytoplasm(nuclei: Labels, found: list[Outline], density: Float, unit: float) -> Labels:
@@ -269,40 +318,69 @@ def _without_cytoplasm(nuclei: Labels, found: list[Outline], density: Float, uni
     two: the paler has a third to half of the dye, and most of the variance lies between them.
     """
     cells = np.zeros(nuclei.shape, dtype=np.int32)
-    for i, outline in enumerate(found, start=1):
-        outline.fill(cells, i, np.ones(2))
-    cells = np.where(nuclei > 0, nuclei, cells)
+    filled(cells, found, np.ones(2))
+    regions = Regions(np.where(nuclei > 0, nuclei, cells))
+    if regions.n < 2:
+        return nuclei
+    of, n = regions.of, regions.n
+    dye = _blurred(thiazine(density), regions, 0.15 / unit)
+    level = otsu(dye, of, n, 64)
+    low = dye <= level[of]
+    share = regions.sum(low) / np.maximum(regions.count, 1)
+    half = [np.bincount(of[few], dye[few], n) / np.maximum(np.bincount(of[few], minlength=n), 1) for few in (~low, low)]
+    variance = np.maximum(regions.mean((dye - regions.mean(dye)[of]) ** 2), 1e-12)
+    apart = share * (1 - share) * (half[0] - half[1]) ** 2 / variance
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pale = quantile(dye[low], of[low], n) / quantile(dye[~low], of[~low], n)
+    two = (np.ptp(np.stack([quantile(dye, of, n, q) for q in (0.0, 1.0)]), axis=0) >= 0.02) & (apart >= 0.66)
+    two &= (pale > 0.34) & (pale < 0.55)
+    if not two.any():
+        return _filled(nuclei.copy(), 2.0 / (unit * unit))
     result = nuclei.copy()
-    for i, window in enumerate(ndi.find_objects(cells), start=1):
-        own = cells[window] == i
-        dye = ndi.gaussian_filter(thiazine(density[window]), 0.15 / unit)
-        inside = dye[own]
-        if float(np.ptp(inside)) < 0.02:
-            continue
-        level = threshold_otsu(inside, nbins=64)
-        high, low = inside[inside > level], inside[inside <= level]
-        share = len(high) * len(low) / len(inside) ** 2
-        apart = share * float(high.mean() - low.mean()) ** 2 / float(inside.var())
-        pale = own & (dye <= level)
-        if apart < 0.66 or not 0.34 < float(np.median(low)) / float(np.median(high)) < 0.55:
-            continue
-        result[window][pale & (nuclei[window] == i)] = 0
-        pieces, _ = ndi.label(result[window] == i)
+    blue = regions.at[low & two[of]]
+    result.ravel()[blue] = 0
+    for i in np.flatnonzero(two):
+        top, left, bottom, right = regions.boxes[i]
+        window = result[top:bottom, left:right]
+        pieces, _ = ndi.label(window == i)
         crumbs = np.bincount(pieces.ravel()) * unit * unit < 2.0
         crumbs[0] = False
-        result[window][crumbs[pieces]] = 0
+        window[crumbs[pieces]] = 0
     return _filled(result, 2.0 / (unit * unit))
+
+
+def _blurred(image: Float, regions: Regions, sigma: float) -> Float:
+    """Values of the pixels of regions, each blurred within its own box."""
+    reach = int(4.0 * sigma + 0.5)
+    found = np.zeros(len(regions.at), np.float32)
+    numbers = np.flatnonzero(regions.count)
+    boxes = regions.boxes[numbers]
+    first = np.cumsum(regions.count) - regions.count
+    for which, left, (height, width) in side_by_side(boxes, 2 * reach):
+        sheet = np.zeros((height + 2 * reach, width), np.float32)
+        for (top, start, bottom, end), x in zip(boxes[which], left, strict=True):
+            part = np.pad(image[top:bottom, start:end], reach, mode="symmetric")
+            sheet[: part.shape[0], x : x + part.shape[1]] = part
+        sheet = ndi.gaussian_filter(sheet, sigma)
+        for k, x in zip(which, left, strict=True):
+            number = numbers[k]
+            own = slice(first[number], first[number] + regions.count[number])
+            found[own] = sheet[regions.rows[own] - boxes[k, 0] + reach, regions.columns[own] - boxes[k, 1] + reach + x]
+    return found
 
 
 def _neighbours(found: list[Outline], nuclei: Labels, gap: float) -> list[list[int]]:
     """Groups of cells whose outlines touch and whose nuclei are at most ``gap`` pixels apart."""
     n = len(found)
     near = np.zeros((n, n), dtype=bool)
-    points = _points(nuclei)
-    for i, j in combinations(range(n), 2):
-        apart = float(np.linalg.norm(found[i].centre - found[j].centre))
-        if apart > found[i].radii.max() + found[j].radii.max() + 4:
-            continue
+    if n < 2:
+        return []
+    centre, most = np.array([one.centre for one in found]), np.array([one.radii.max() for one in found])
+    close = cKDTree(centre).query_pairs(2 * most.max() + 4, output_type="ndarray")
+    i, j = close.T
+    close = close[np.linalg.norm(centre[i] - centre[j], axis=1) <= most[i] + most[j] + 4]
+    points = Regions(nuclei).points[1:] if len(close) else []
+    for i, j in close:
         if cdist(found[i].vertices, found[j].vertices).min() < 4:
             near[i, j] = cKDTree(points[i]).query(points[j], distance_upper_bound=gap)[0].min() < gap
     count, group = connected_components(near, directed=False)
@@ -314,20 +392,16 @@ def _accepted(nuclei: Labels, density: Float, look: Appearance, smallest: float)
     """Drop what is smaller than ``smallest`` pixels, too pale, or of the hue of red cells;
     number the rest.
     """
-    kept = np.zeros(nuclei.shape, dtype=np.int32)
-    number = 0
-    for region in regionprops(nuclei):
-        own = nuclei[region.slice] == region.label
-        inside = density[region.slice][own]
-        # The upper quarter: the piece of an eosinophil may be mostly granules.
-        dye = float(np.percentile(thiazine(inside), 75))
-        hue = float(scale.hue(inside.mean(axis=0)))
-        red = look.n_red_cells >= 3 and hue < float(scale.hue(np.asarray(look.red))) + 0.12
-        if region.area < smallest or red or hue < _NEUTRAL_HUE or dye < 1.3 * look.nuclear:
-            continue
-        number += 1
-        kept[region.slice][own] = number
-    return kept
+    regions = Regions(nuclei)
+    inside = regions.pixels(density)
+    # The upper quarter: the piece of an eosinophil may be mostly granules.
+    dye = regions.quantile(thiazine(inside), 0.75).astype(np.float64)
+    hue = scale.hue(np.stack([regions.mean(inside[:, k]) for k in range(3)], axis=-1)).astype(np.float64)
+    kept = (regions.count >= max(smallest, 1)) & (hue >= _NEUTRAL_HUE)
+    kept &= np.nan_to_num(dye) >= 1.3 * look.nuclear
+    if look.n_red_cells >= 3:
+        kept &= hue >= float(scale.hue(np.asarray(look.red))) + 0.12
+    return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[nuclei]
 
 
 def _platelets(nuclei: Labels, density: Float, look: Appearance, parameters: SegmentParameters, unit: float) -> Mask:
@@ -336,21 +410,23 @@ def _platelets(nuclei: Labels, density: Float, look: Appearance, parameters: Seg
     A small nucleus is a ripe one and as dark as any; one that the border cuts may be larger.
     """
     smallest = parameters.min_nucleus_area
-    result = np.zeros(int(nuclei.max()) + 1, dtype=bool)
-    depth = ndi.distance_transform_edt(nuclei > 0) * unit
-    for region in regionprops(nuclei):
-        area = region.area * unit * unit
-        top, left, bottom, right = region.bbox
-        cut = top == 0 or left == 0 or bottom == nuclei.shape[0] or right == nuclei.shape[1]
-        dye = thiazine(density[region.slice][nuclei[region.slice] == region.label])
-        pale = not cut and area < 2 * smallest and float(np.median(dye)) < 0.65 * look.darkest
-        # Stain that settled between the cells is pale all over, at any size.
-        pale |= float(np.percentile(dye, 75)) < 0.45 * look.darkest
-        # Dye that settled in threads and crumbs is nowhere as thick as a lobe.
-        thin = depth[region.slice][nuclei[region.slice] == region.label].max() < _THINNEST_LOBE_UM / 2
-        # Of a cell that the border cuts, half an ordinary nucleus must be seen: a sliver may
-        # belong to anything.
-        result[region.label] = area < (1.4 if cut else 1.0) * smallest or pale or thin
+    regions = Regions(nuclei)
+    area = regions.count * unit * unit
+    ends = np.array(nuclei.shape)
+    cut = (regions.boxes[:, :2] == 0).any(axis=1) | (regions.boxes[:, 2:] == ends).any(axis=1)
+    dye = thiazine(regions.pixels(density))
+    median, upper = (np.nan_to_num(regions.quantile(dye, q).astype(np.float64)) for q in (0.5, 0.75))
+    pale = ~cut & (area < 2 * smallest) & (median < 0.65 * look.darkest)
+    # Stain that settled between the cells is pale all over, at any size.
+    pale |= upper < 0.45 * look.darkest
+    # Dye that settled in threads and crumbs is nowhere as thick as a lobe.
+    reach = int(_THINNEST_LOBE_UM / 2 / unit)
+    across = np.hypot(*np.mgrid[-reach : reach + 1, -reach : reach + 1]) * unit < _THINNEST_LOBE_UM / 2
+    thin = regions.sum(regions.pixels(ndi.binary_erosion(nuclei > 0, across, border_value=1))) == 0
+    # Of a cell that the border cuts, half an ordinary nucleus must be seen: a sliver may
+    # belong to anything.
+    result: Mask = (area < np.where(cut, 1.4, 1.0) * smallest) | pale | thin
+    result &= regions.count > 0
     return result
 
 
@@ -358,7 +434,6 @@ def _drawn(found: list[Outline], nuclei: Labels, shape: tuple[int, int]) -> tupl
     """Masks at full resolution: outlines are filled, nuclei resized as a soft map."""
     labels = np.zeros(shape, dtype=np.int32)
     scaling = np.array(shape) / nuclei.shape
-    for i, outline in enumerate(found, start=1):
-        outline.fill(labels, i, scaling)
+    filled(labels, found, scaling)
     inside = scale.resample((nuclei > 0).astype(np.float32), shape) > 0.5
     return labels, np.where(inside, labels, 0).astype(np.int32)

@@ -23,7 +23,7 @@ from scipy.spatial import cKDTree
 
 from .ahead import ahead
 from .appearance import Appearance, SegmentParameters
-from .cells import Cells, measure
+from .cells import Cells, measured
 from .coarse import Film
 from .crop import CropSize, crop_cells
 from .geojson import Rings, outlines
@@ -39,10 +39,6 @@ _REACH_UM, _FAR_UM = 17.0, 32.0
 
 _FILM_UM = 6.0
 """Between two windows of a sheet: wider than any gap between the lobes of a nucleus."""
-
-_MEASURED = ["label", *(f"{name}-{axis}" for name, n in (("centroid", 2), ("bbox", 4)) for axis in range(n))]
-_MEASURED += ["area", "nucleus_area", "area_um2", "nucleus_area_um2", "eccentricity", "solidity", "at_border", "mpp"]
-"""What is kept of a cell until the table is made: of a slide there may be many."""
 
 _SHEET = 24
 _BATCH = 64
@@ -288,15 +284,18 @@ class _Job:
             else:
                 kept[label], where[label] = True, i
         found: list[list[Sighting]] = [[] for _ in group]
-        if where:
-            # Where the slide ends, the outline of a cell may reach into the film.
-            labels = np.where(kept[seen.labels] & inside, seen.labels, 0)
+        # Where the slide ends, the outline of a cell may reach into the film.
+        within = np.where(inside, seen.labels, 0)
+        kept &= np.bincount(within.ravel(), minlength=len(kept)) > 0
+        if kept.any():
+            labels = np.where(kept, np.cumsum(kept), 0).astype(np.int32)[within]
             rings = outlines(labels)
-            cells = measure(labels, seen.nuclei, slide=self.slide.name, mpp=self.mpp)
-            for row in cells.table[_MEASURED].to_dict("records"):
-                label = row.pop("label")
-                i = where[label]
-                found[i].append(self._sighting(row, rings[label], shifts[i], group[i]))
+            about = measured(labels, np.where(seen.nuclei > 0, labels, 0), self.mpp)
+            cells = zip(*(values.tolist() for values in about.values()), strict=True)
+            for k, values in zip(np.flatnonzero(kept).tolist(), cells, strict=True):
+                row = dict(zip(about, values, strict=True))
+                i = where[k]
+                found[i].append(self._sighting(row, rings[row.pop("label")], shifts[i], group[i]))
         return list(zip(found, is_cut, strict=True))
 
     def _window(self, k: int, half: int) -> tuple[int, int, int, int]:

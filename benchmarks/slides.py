@@ -291,7 +291,7 @@ def batch(paths: list[Path], workers: int, threads: int) -> dict[str, float]:
     env = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     with (
         tempfile.TemporaryDirectory() as out,
-        LocalCluster(workers, threads_per_worker=1, dashboard_address=None, env=env) as local,
+        LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None, env=env) as local,
         Cluster.started(terms, None, scheduler=local.scheduler_address) as cluster,
     ):
         cluster.client.wait_for_workers(workers)

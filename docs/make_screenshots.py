@@ -35,12 +35,17 @@ OTHERS = {
     "classify.gif": ("make_movie.py", "TO"),
     "report.png": ("make_report.py", "TO"),
     "doubtful.jpg": ("../benchmarks/doubtful.py", "--data", "DATA", "-o", "TO"),
-}
+} | {
+    f"evaluate_{name}.png": (
+        "../benchmarks/evaluations.py", "--data", "DATA", "-o", "HOME", "--only", name, "--picture", "TO"
+    )
+    for name in ("pbc", "bccd", "dataset1", "dataset2")
+}  # fmt: skip
 WANTED = [
     "classify", "segment", "crop", "train", "batch", "slide", "gallery", "differential",
-    "differential_light", "readers", "evaluate", *OTHERS,
+    "differential_light", "readers", *OTHERS,
 ]  # fmt: skip
-NEED_DATA = {"train", "slide", "evaluate", "doubtful.jpg"}
+NEED_DATA = {"train", "slide"} | {name for name, words in OTHERS.items() if "DATA" in words}
 A_CLASS = 40
 
 
@@ -164,15 +169,6 @@ def take_review(name, to, theme):
     wait(0.5)
 
 
-def evaluate_shipped(to, data):
-    """The plots of the shipped model on another laboratory."""
-    from napari_wbc.classifier import Classifier
-    from napari_wbc.evaluate import evaluate
-    from napari_wbc.evaluate_report import draw
-
-    draw(evaluate(Classifier.load(), data / "segmentation_wbc/dataset2", among="data")).savefig(to, dpi=110)
-
-
 def main(options, home):
     for name in options.names or WANTED:
         stem = name.removesuffix("_light")
@@ -181,10 +177,8 @@ def main(options, home):
             print(f"{name}: not made; --data says where the data sets are")
         elif name in OTHERS:
             script, *arguments = OTHERS[name]
-            told = [str({"DATA": options.data, "TO": to}.get(text, text)) for text in arguments]
+            told = [str({"DATA": options.data, "HOME": home, "TO": to}.get(text, text)) for text in arguments]
             subprocess.run([sys.executable, HERE / script, *told], check=True)
-        elif name == "evaluate":
-            evaluate_shipped(to, options.data)
         elif stem in REVIEWS:
             take_review(stem, to, "light" if name != stem else "dark")
         else:

@@ -390,7 +390,7 @@ def cluster():
     distributed = pytest.importorskip("distributed")
     before = dict(os.environ)  # Dask leaves numbers of threads there, which later tests would hand to their processes
     with distributed.LocalCluster(
-        1,
+        n_workers=1,
         threads_per_worker=1,
         dashboard_address=None,
         silence_logs=50,

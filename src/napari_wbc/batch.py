@@ -23,6 +23,7 @@ from .slide import ImageError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .batch_made import Made
     from .classifier import Classifier
     from .record import Settings
 
@@ -64,10 +65,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Step:
-    """What an engine says of a slide: how far it is, its analysis, or why there is none."""
+    """What an engine says of a slide: how far it is, its analysis or what is to be kept of it, or why there is none."""
 
     item: Input
-    what: Progress | Analysis | Exception = field(repr=False)
+    what: Progress | Analysis | Made | Exception = field(repr=False)
     cells: int = 0
 
 
@@ -264,7 +265,14 @@ class Batch:
             what = step.what
             item = step.item
             return Report(item.slide, "running", what.stage, what.done, what.total, step.cells, "", item.folder)
-        if isinstance(step.what, Analysis):
+        if isinstance(step.what, Exception):
+            reason = why(step.what, step.item)
+            try:
+                check_same(step.item, entry.before)
+            except ImageError as error:  # which explains whatever happened
+                reason = str(error)
+            self._fail(entry, reason)
+        else:
             try:
                 seconds = time.monotonic() - entry.since
                 entry.record = self.folder.keep(entry.listed, step.what, entry.before, seconds)
@@ -273,13 +281,6 @@ class Batch:
                 raise
             except Exception as error:  # noqa: BLE001 - a picture that cannot be drawn must not end the run
                 self._fail(entry, why(error, step.item))
-        else:
-            reason = why(step.what, step.item)
-            try:
-                check_same(step.item, entry.before)
-            except ImageError as error:  # which explains whatever happened
-                reason = str(error)
-            self._fail(entry, reason)
         return entry.report()
 
     def _fail(self, entry: _Entry, reason: str) -> None:

@@ -1,9 +1,9 @@
-"""A batch on a Dask cluster: parts of slides wherever there is room, put together here.
+"""A batch on a Dask cluster: slides and parts of slides wherever there is room, written here.
 
-A slide is three kinds of work: a look that makes its plan (all of it, for a photo), its parts, and what these leave to
-each other. They are the steps that `napari_wbc.whole.find` does in one process. Parts are fixed by the slide alone: the
-number of workers changes who does them and nothing else. A part that was lost with its worker is done again elsewhere,
-and its cells come with its result or not at all.
+A slide is three kinds of work: a look that makes its plan (all of it, for a photo), its parts, and what puts these
+together and makes the files. They are the steps that `napari_wbc.whole.find` does in one process. Parts are fixed by
+the slide alone: the number of workers changes who does them and nothing else. A part that was lost with its worker is
+done again elsewhere. Cells stay with the workers; what comes here are files as bytes, to be written as they are.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from .batch import Step
 from .batch_folder import Terms, check_same
+from .batch_made import Made
 from .inputs import Input, fingerprint
 from .pipeline import Analysis, Progress, of_slide, scaled
 from .plan import Plan, make_plan
@@ -53,6 +54,7 @@ class Work:
     model: str | None
     sha256: str
     device: str | None
+    ome_labels: bool
 
 
 @lru_cache(maxsize=1)
@@ -81,7 +83,7 @@ def _drained(steps: Generator[Any, None, Any]) -> Any:
             return stop.value
 
 
-def look(work: Work) -> Plan | Analysis:
+def look(work: Work) -> Plan | Made:
     """Make the plan of a whole slide, or do all of a photo."""
     check_same(work.item, dict(work.before))
     slide = _slide(work)
@@ -91,7 +93,12 @@ def look(work: Work) -> Plan | Analysis:
         return plan
     classifier = _classifier(work.model, work.sha256, work.device)
     analysis: Analysis = _drained(open_input(work.item, classifier, work.settings))
-    return analysis
+    return Made.of(analysis, work.ome_labels)
+
+
+def ranges(plan: Plan | Made) -> list[range] | None:
+    """Tell what the parts of a slide are; None of a photo, which is done."""
+    return plan.parts if isinstance(plan, Plan) else None
 
 
 def part(work: Work, plan: Plan, k: int) -> list[Sighting]:
@@ -103,10 +110,20 @@ def part(work: Work, plan: Plan, k: int) -> list[Sighting]:
     return seen
 
 
-def rest(work: Work, plan: Plan, cells: list[Sighting]) -> list[Sighting]:
-    """Classify the cells that parts left to each other."""
-    judge(_slide(work), plan, cells, _classifier(work.model, work.sha256, work.device))
-    return cells
+def judged(seen: list[Sighting]) -> int:
+    """Count the cells that a part has classified."""
+    return sum(cell.probabilities is not None for cell in seen)
+
+
+def whole(work: Work, plan: Plan, seen: list[list[Sighting]]) -> Made:
+    """Put the parts of a slide together, and make its files."""
+    slide, classifier = _slide(work), _classifier(work.model, work.sha256, work.device)
+    kept, late = once(list(chain.from_iterable(seen)), True)
+    judge(slide, plan, late, classifier)
+    threshold = classifier.card.threshold if work.settings.threshold is None else work.settings.threshold
+    found = assemble(slide, plan, kept, classifier.card, threshold)
+    check_same(work.item, dict(work.before))
+    return Made.of(of_slide(slide, found, classifier.card, threshold), work.ome_labels)
 
 
 @dataclass
@@ -115,19 +132,17 @@ class _Open:
 
     work: Work
     rank: int
-    plan: Plan | None = None
     planned: Any = None
-    parts: list[list[Sighting] | None] = field(default_factory=list)
-    kept: list[Sighting] = field(default_factory=list)
-    late: list[Sighting] = field(default_factory=list)
+    ranges: list[range] = field(default_factory=list)
+    parts: list[Any] = field(default_factory=list)
+    done: set[int] = field(default_factory=set)
     futures: set[Any] = field(default_factory=set)
     cells: int = 0
 
     @property
     def progress(self) -> Progress:
-        ranges = self.plan.parts if self.plan else []
-        done = sum(len(r) for r, seen in zip(ranges, self.parts, strict=True) if seen is not None)
-        return Progress("classifying", done, sum(map(len, ranges)))
+        done = sum(len(self.ranges[k]) for k in self.done)
+        return Progress("classifying", done, sum(map(len, self.ranges)))
 
 
 class Cluster:
@@ -182,7 +197,7 @@ class Cluster:
                 threads = str(max(1, (os.cpu_count() or 1) // n))
                 env = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
                 local = LocalCluster(
-                    n, threads_per_worker=1, dashboard_address=None, env=env, silence_logs=logging.CRITICAL
+                    n_workers=n, threads_per_worker=1, dashboard_address=None, env=env, silence_logs=logging.CRITICAL
                 )
             client = Client(local or scheduler, timeout=_ANSWER, set_as_default=False)
         except (OSError, ValueError, RuntimeError) as error:
@@ -256,59 +271,50 @@ class Cluster:
             return
         item = replace(item, path=item.path.absolute())
         terms = self.terms
-        work = Work(item, before, terms.settings, self.model, terms.card.sha256, terms.device)
+        work = Work(item, before, terms.settings, self.model, terms.card.sha256, terms.device, terms.ome_labels)
         slide = self._open[item] = _Open(work, self._rank)
         self._rank += 1
-        slide.planned = self._submit(slide, Cluster._planned, look, work)
+        slide.planned = self._submit(slide, None, look, work)
+        self._submit(slide, Cluster._planned, ranges, slide.planned)
         yield Step(item, Progress("looking for white cells" if self._workers() else "waiting for a worker"))
 
-    def _submit(self, slide: _Open, then: Callable[..., Iterator[Step]], task: Callable[..., Any], *args: Any) -> Any:
+    def _submit(
+        self, slide: _Open, then: Callable[..., Iterator[Step]] | None, task: Callable[..., Any], *args: Any
+    ) -> Any:
+        """Hand out a task; its result is given to ``then``, or stays where it was made for other tasks."""
         # Slides that were begun first end first: memory holds few. Not pure: the same file may have changed.
         future = self.client.submit(task, *args, priority=-slide.rank, pure=False)
         slide.futures.add(future)
-        future.add_done_callback(lambda done: self._ready.put((done, slide, partial(then, self))))
+        if then is not None:
+            self._when(slide, future, then)
         return future
 
-    def _planned(self, slide: _Open, found: Plan | Analysis) -> Iterator[Step]:
-        if isinstance(found, Analysis):
-            self._close(slide)
-            yield Step(slide.work.item, found, len(found.cells))
+    def _when(self, slide: _Open, future: Any, then: Callable[..., Iterator[Step]]) -> None:
+        future.add_done_callback(lambda done: self._ready.put((done, slide, partial(then, self))))
+
+    def _planned(self, slide: _Open, found: list[range] | None) -> Iterator[Step]:
+        if found is None:
+            self._when(slide, slide.planned, Cluster._made)
             return
-        slide.plan, slide.parts = found, [None] * len(found.parts)
-        for k in range(len(found.parts)):
-            self._submit(slide, partial(Cluster._seen, k=k), part, slide.work, slide.planned, k)
+        slide.ranges = found
+        for k in range(len(found)):
+            slide.parts.append(self._submit(slide, None, part, slide.work, slide.planned, k))
+            # Where the part is: its cells need not travel to be counted.
+            self._submit(slide, partial(Cluster._seen, k=k), judged, slide.parts[k])
         yield Step(slide.work.item, slide.progress)
-        if not found.parts:
-            yield from self._whole(slide)
+        if not found:
+            self._submit(slide, Cluster._made, whole, slide.work, slide.planned, [])
 
-    def _seen(self, slide: _Open, seen: list[Sighting], *, k: int) -> Iterator[Step]:
-        slide.parts[k] = seen
-        slide.cells += sum(cell.probabilities is not None for cell in seen)
+    def _seen(self, slide: _Open, cells: int, *, k: int) -> Iterator[Step]:
+        slide.done.add(k)
+        slide.cells += cells
         yield Step(slide.work.item, slide.progress, slide.cells)
-        if all(one is not None for one in slide.parts):
-            slide.kept, slide.late = once(list(chain.from_iterable(one or () for one in slide.parts)), True)
-            if slide.late:
-                self._submit(slide, Cluster._judged, rest, slide.work, slide.planned, slide.late)
-            else:
-                yield from self._whole(slide)
+        if len(slide.done) == len(slide.ranges):
+            self._submit(slide, Cluster._made, whole, slide.work, slide.planned, slide.parts)
 
-    def _judged(self, slide: _Open, cells: list[Sighting]) -> Iterator[Step]:
-        for here, there in zip(slide.late, cells, strict=True):
-            here.probabilities, here.unlikeness = there.probabilities, there.unlikeness
-        yield from self._whole(slide)
-
-    def _whole(self, slide: _Open) -> Iterator[Step]:
-        """All of a slide is here."""
+    def _made(self, slide: _Open, made: Made) -> Iterator[Step]:
         self._close(slide)
-        terms, item = self.terms, slide.work.item
-        try:
-            opened = _slide(slide.work)
-            threshold = terms.card.threshold if terms.settings.threshold is None else terms.settings.threshold
-            assert slide.plan is not None  # noqa: S101 - its parts are done
-            found = assemble(opened, slide.plan, slide.kept, terms.card, threshold)
-            yield Step(item, of_slide(opened, found, terms.card, threshold), len(found.cells))
-        except (ValueError, OSError) as error:
-            yield Step(item, error)
+        yield Step(slide.work.item, made, made.facts["cells"])
 
     def _close(self, slide: _Open) -> None:
         self._open.pop(slide.work.item, None)
@@ -316,7 +322,7 @@ class Cluster:
         if left:
             with suppress(Exception):  # a cluster that is gone has nothing to cancel
                 self.client.cancel(list(left), force=True)
-        slide.planned = None
+        slide.planned, slide.parts = None, []
 
 
 def _reason(error: BaseException | None) -> Exception:

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +19,8 @@ import pandas as pd
 
 from .atomic import ExportError, check_writable, new_file
 from .batch_list import SUMMARY, Listed
-from .cells import COLUMNS, PROBABILITY_PREFIX, Cells
-from .count import differential
-from .export import BATCH_FOLDER, write_results
+from .batch_made import Made, also, facts_of, part_of
+from .export import place_results, write_results
 from .inputs import Input, fingerprint, printable
 from .keep import ResultFolders
 from .record import FORMAT, Settings, differences, now, versions
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
     from .pipeline import Analysis
 
 _STATES, _LOCK, _HOLDER, _DATASET = ".states", ".lock", ".holder.json", "cells.parquet"
-_THUMBNAIL = 1024
-_TYPES = {"str": "string", "bool": "bool", "int64": "int64", "float64": "float64"}
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -165,7 +161,7 @@ class BatchFolder:
     def _part(self, slide: str) -> Path:
         return self.path / _DATASET / f"slide={quoted(slide)}" / "cells.parquet"
 
-    def keep(self, listed: Listed, analysis: Analysis, before: Mapping[str, int], seconds: float) -> dict[str, Any]:
+    def keep(self, listed: Listed, what: Analysis | Made, before: Mapping[str, int], seconds: float) -> dict[str, Any]:
         """Write all that is kept of a slide, last of all that it is finished, and return the record.
 
         Raises
@@ -177,38 +173,26 @@ class BatchFolder:
         ExportError
             If its folder holds corrected results or other files.
         """
-        item, look = listed.input, analysis.appearance
+        item = listed.input
         check_same(item, before)
+        facts = what.facts if isinstance(what, Made) else facts_of(what)
         record = {
             "folder": item.folder, "slide": item.slide, "path": str(item.path.absolute()), **before,
-            "about": dict(listed.about),
-            "cells": len(analysis.cells), "mpp": look.mpp, "mpp_source": look.mpp_source,
-            "notes": list(analysis.notes), "threshold": analysis.threshold, "seconds": round(seconds, 3),
-            "counts": _counts(analysis.cells),
+            "about": dict(listed.about), "seconds": round(seconds, 3), **facts,
         }  # fmt: skip
         with _disk_errors():
-            write_results(analysis, self.path / item.folder, also=lambda folder: self._also(analysis, folder))
+            if isinstance(what, Made):
+                place_results(what.files, self.path / item.folder)
+            else:
+                write_results(
+                    what, self.path / item.folder, also=lambda folder: also(what, folder, self.terms.ome_labels)
+                )
             with new_file(self._part(item.slide)) as fresh:
-                fresh.write_bytes(_parquet(analysis.cells))
+                fresh.write_bytes(what.part if isinstance(what, Made) else part_of(what.cells))
             with new_file(self.path / _STATES / f"{item.folder}.json") as fresh:
                 fresh.write_text(json.dumps(record) + "\n", encoding="utf-8")
         found: dict[str, Any] = json.loads(json.dumps(record))  # as a later start reads it
         return found
-
-    def _also(self, analysis: Analysis, folder: Path) -> None:
-        from .density import density, density_map
-        from .ome_labels import write_ome_labels
-        from .picture import dotted
-
-        slide = analysis.slide
-        image = slide.thumbnail(_THUMBNAIL)
-        step = slide.shape[1] / image.shape[1]
-        dotted(image, analysis.cells, step).save(folder / "thumbnail.png", compress_level=2)
-        if analysis.whole is not None:
-            per_mm2, side = density(analysis.cells, slide.shape, analysis.appearance.mpp)
-            density_map(image, per_mm2, side / step).save(folder / "density.png", compress_level=2)
-        if self.terms.ome_labels:
-            write_ome_labels(analysis, folder / BATCH_FOLDER)
 
     def failed(self, listed: Listed, reason: str) -> str:
         """Remove earlier results of a slide that failed, unless they were corrected; return what to say."""
@@ -280,25 +264,6 @@ def _holder(path: Path) -> str:
         return f"held by process {int(told['pid'])} on {printable(told['host'])} since {printable(told['since'])}"
     except (OSError, ValueError, KeyError, TypeError):
         return "held by another run"
-
-
-def _counts(cells: Cells) -> dict[str, dict[str, float]]:
-    rows = differential(cells).to_dict("records")
-    return {row["class"]: {key: row[key] for key in ("n", "value", "low", "high")} for row in rows}
-
-
-def _parquet(cells: Cells) -> bytes:
-    """The cells of one slide as a part of a data set: a table without rows has the same types as the others."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    types = {name: _TYPES[column.dtype] for name, column in COLUMNS.items() if name != "slide"}
-    types |= {PROBABILITY_PREFIX + name: "float64" for name in cells.classes}
-    schema = pa.schema([(name, pa.type_for_alias(alias)) for name, alias in types.items()])
-    buffer = BytesIO()
-    table = pa.Table.from_pandas(cells.table[list(types)], schema=schema, preserve_index=False)
-    parquet.write_table(table.replace_schema_metadata(None), buffer)
-    return buffer.getvalue()
 
 
 def _entry(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -120,6 +120,17 @@ def write_results(
     )
 
 
+def place_results(files: Mapping[str, bytes], folder: Path) -> None:
+    """Write files that `write_results` wrote elsewhere, by their paths in the folder; it raises as that does."""
+    check_folder(folder, overwrite=False)
+    check_not_reviewed(folder)
+    with new_folder(folder, _foreign) as fresh:
+        for name, data in files.items():
+            path = fresh / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+
+
 def write_folder(
     folder: str | Path,
     cells: Cells,

@@ -15,7 +15,7 @@ import pandas as pd
 from .cells import COLUMNS, Cells, CellsError
 from .palette import colour
 
-Rings = list[npt.NDArray[np.float64]]
+Rings = Sequence[npt.NDArray[np.floating[Any]]]
 _KEY = "napari-wbc"
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "https://github.com/napari-wbc/napari-wbc")
 
@@ -63,7 +63,7 @@ def _corners(ring: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.concatenate([kept, kept[:1]])
 
 
-def _area(ring: npt.NDArray[np.float64]) -> float:
+def _area(ring: npt.NDArray[np.floating[Any]]) -> float:
     """Return the area of a closed ring, negative if it winds around a hole (the shoelace formula)."""
     x, y = ring.T
     return float((x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2)
@@ -122,7 +122,7 @@ def _feature(row: Mapping[Any, Any], rings: Rings | None) -> dict[str, Any]:
 
 def _geometry(row: Mapping[Any, Any], rings: Rings | None) -> dict[str, Any]:
     if rings:
-        parts = [[np.round(ring, 2).tolist()] for ring in rings]
+        parts = [[np.round(ring.astype(np.float64), 2).tolist()] for ring in rings]
         if len(parts) == 1:
             return {"type": "Polygon", "coordinates": parts[0]}
         return {"type": "MultiPolygon", "coordinates": parts}
@@ -187,7 +187,7 @@ def rings_in(text: str) -> dict[int, Rings]:
         If the text is not GeoJSON of this package.
     """
     try:
-        found = {}
+        found: dict[int, Rings] = {}
         for feature in json.loads(text)["features"]:
             shape = feature["geometry"]
             parts = {"Polygon": [shape["coordinates"]], "MultiPolygon": shape["coordinates"]}.get(shape["type"], [])

@@ -65,11 +65,18 @@ class Whole:
     regions: pd.DataFrame
 
 
-@dataclass
-class Sighting:
-    """A cell of a window: a row of the table, its outline, and how it lies to its candidate."""
+_COLUMNS: dict[tuple[str, ...], tuple[str, ...]] = {}
 
-    row: dict[str, Any]
+
+@dataclass(slots=True)
+class Sighting:
+    """A cell of a window: a row of the table, its outline, and how it lies to its candidate.
+
+    A slide has tens of thousands of them, so that a dict for each row would take more memory than the film does.
+    """
+
+    columns: tuple[str, ...]
+    values: tuple[Any, ...]
     rings: Rings
     crop: npt.NDArray[np.uint8] | None
     apart: float
@@ -79,7 +86,10 @@ class Sighting:
     @property
     def centre(self) -> tuple[float, float]:
         """Row and column in level 0."""
-        return self.row["centroid-0"], self.row["centroid-1"]
+        return self["centroid-0"], self["centroid-1"]
+
+    def __getitem__(self, column: str) -> Any:
+        return self.values[self.columns.index(column)]
 
 
 @dataclass(frozen=True)
@@ -186,7 +196,7 @@ def once(seen: Sequence[Sighting], classified: bool) -> tuple[list[Sighting], li
     found = sorted(seen, key=lambda cell: (cell.apart, cell.centre))
     if not found:
         return [], []
-    radius = np.sqrt(np.array([cell.row["area"] for cell in found]) / np.pi)
+    radius = np.sqrt(np.array([cell["area"] for cell in found]) / np.pi)
     centres = _centres(found)
     # Two are one cell if the centre of either lies in the other: a window may see more of a cell, or two as one.
     around = [set(near_by) for near_by in cKDTree(centres).query_ball_point(centres, radius)]
@@ -210,7 +220,7 @@ def judge(slide: Slide, plan: Plan, cells: Sequence[Sighting], classifier: Class
     for start in range(0, len(cells), _BATCH):
         part = cells[start : start + _BATCH]
         for cell in part:
-            cell.crop = job.crop(cell.row) if job else None
+            cell.crop = job.crop(cell) if job else None
         _classify(classifier, part)
 
 
@@ -246,7 +256,7 @@ class _Job:
             found += self._look([k], _FAR_UM)[0][0] if is_cut else cells
         for cell in found:
             if cell.apart < _OTHERS and self.size:
-                cell.crop = self.crop(cell.row)
+                cell.crop = self.crop(cell)
         return found
 
     def _look(self, group: Sequence[int], reach_um: float) -> list[tuple[list[Sighting], bool]]:
@@ -317,12 +327,15 @@ class _Job:
         cell["at_border"] = bool(
             min(cell["bbox-0"], cell["bbox-1"]) <= 0 or cell["bbox-2"] >= rows or cell["bbox-3"] >= columns
         )
-        drawn = [np.minimum((ring + shift[::-1]) * self.down, (columns, rows)) for ring in rings]
+        # Of all that is kept of a cell outlines take most memory; single precision is a hundredth of a pixel.
+        drawn = [np.minimum((ring + shift[::-1]) * self.down, (columns, rows)).astype(np.float32) for ring in rings]
         centre = (cell["centroid-0"], cell["centroid-1"])
         apart = float(np.hypot(*(self.places[k] - centre)))
-        return Sighting(cell, drawn, None, apart if self.tree.query(centre)[1] == k else apart + _OTHERS)
+        apart += 0.0 if self.tree.query(centre)[1] == k else _OTHERS
+        names = _COLUMNS.setdefault(tuple(cell), tuple(cell))  # one tuple for all
+        return Sighting(names, tuple(cell.values()), drawn, None, apart)
 
-    def crop(self, cell: dict[str, Any]) -> npt.NDArray[np.uint8]:
+    def crop(self, cell: Sighting) -> npt.NDArray[np.uint8]:
         """Cut a cell out of the slide as the network wants it."""
         assert self.size is not None  # noqa: S101
         wide = max(cell["bbox-2"] - cell["bbox-0"], cell["bbox-3"] - cell["bbox-1"])
@@ -362,7 +375,7 @@ def _centres(found: Sequence[Sighting]) -> npt.NDArray[np.float64]:
 def _table(found: Sequence[Sighting], name: str, card: ModelCard | None, threshold: float) -> Cells:
     if not found:
         return Cells.empty(card.classes if card else ())
-    table = pd.DataFrame([cell.row for cell in found])
+    table = pd.DataFrame([cell.values for cell in found], columns=list(found[0].columns))
     table["label"], table["slide"], table["probability"] = np.arange(1, len(found) + 1), name, np.nan
     table["class"] = table["class_model"] = ""
     cells = Cells(table)

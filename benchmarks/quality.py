@@ -232,7 +232,7 @@ def masked_cells(
         centres.append((rows.mean(), columns.mean()))
         diameters.append(2 * np.sqrt(len(rows) / np.pi))
     truth = table["class"].to_numpy()
-    for how, widths in (("median", np.full(len(table), np.median(diameters))), ("each", np.array(diameters))):
+    for how, widths in (("the median", np.full(len(table), np.median(diameters))), ("each", np.array(diameters))):
         crops = [
             crop_cells(image, np.array([centre]), ASSUMED_CELL_UM / width, classifier.card.crop)[0]
             for image, centre, width in zip(images, centres, widths, strict=True)
@@ -240,8 +240,8 @@ def masked_cells(
         name = f"segmentation_wbc dataset{dataset}"
         set_ = Judged(truth, classifier.predict(np.stack(crops)).astype(float), classifier.card.classes)
         judged.setdefault(name, set_)
-        what = f"class right on given cells, scale from the {how} mask"
-        yield from among(name, set_, what, reach if how == "median" else ())
+        what = f"class right on given cells, scale from {how} mask"
+        yield from among(name, set_, what, reach if how == "the median" else ())
 
 
 def bcisc(data: Path, classifier: Classifier) -> Iterator[Row]:

@@ -47,6 +47,8 @@ def test_a_review_of_opened_results_is_reported(viewer, dock, case, qtbot):
     shown = dock("Differential")
     shown.report(case / "y.json")
     qtbot.waitUntil(lambda: "y.json: " in shown.status.text(), timeout=TIMEOUT)
+    shown.recount()  # as platelets that are counted late do
+    assert "y.json: " in shown.status.text()
     widget.report(case / "x.json")
     qtbot.waitUntil(lambda: "x.json: " in widget.status.text(), timeout=TIMEOUT)
     told, other = (json.loads((case / name).read_text("utf-8")) for name in ("x.json", "y.json"))

@@ -97,6 +97,7 @@ class DifferentialWidget(ReviewDock):
         row.addWidget(self.sign_button)
         row.addWidget(self.report_button)
         self.body.addLayout(row)
+        self._state = NEEDS_CELLS
         self.status = QLabel(NEEDS_CELLS)
         self.status.setWordWrap(True)
         self.body.addWidget(self.status)
@@ -195,6 +196,7 @@ class DifferentialWidget(ReviewDock):
             self.progress.setRange(0, 1)
             self.progress.reset()
             self.results.hide()
+            self._state = NEEDS_CELLS
             self.status.setText(NEEDS_CELLS)
             return
         session = self.review.session
@@ -258,7 +260,9 @@ class DifferentialWidget(ReviewDock):
         target = session.settings["target"]
         if target is not None and (white := int(self.counts["of"].max()) if self.counts is not None else 0) < target:
             text += f" The smear has {white} identified white cells, fewer than {target}." if not unsure else ""
-        self.status.setText(text)
+        if text != self._state:  # platelets that are counted late must not wipe out what a report said
+            self._state = text
+            self.status.setText(text)
         self.sign_button.setEnabled(not session.read_only)
 
     # ---- what the user does

@@ -35,27 +35,3 @@ def test_blocks_are_used_again_unless_told_otherwise():
     assert raised
     assert not left_alone
     assert few < many / 2 or many < 500  # huge pages make both few
-
-
-KEPT = """
-import numpy as np
-from pathlib import Path
-from napari_wbc.allocator import give_back, keep_blocks
-def pages():
-    return int(Path("/proc/self/statm").read_text().split()[1])
-assert not give_back()  # nothing is kept
-keep_blocks()
-blocks = [np.ones(1 << 20) for _ in range(20)]  # 160 MiB
-del blocks
-before = pages()
-assert give_back()
-print(before, pages())
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other allocators")
-def test_free_memory_is_handed_back():
-    environment = os.environ | {"NAPARI_WBC_MALLOC": "1"}
-    out = subprocess.run([sys.executable, "-c", KEPT], env=environment, capture_output=True, text=True, check=True)
-    before, after = map(int, out.stdout.split())
-    assert after < before - 25_000  # 100 MiB

@@ -46,16 +46,3 @@ def keep_blocks(largest: int = 1 << 30) -> bool:
     raised = [mallopt(_M_MMAP_THRESHOLD, largest), mallopt(_M_TRIM_THRESHOLD, free), mallopt(_M_TOP_PAD, largest >> 4)]
     _kept = largest
     return all(raised)
-
-
-def give_back() -> bool:
-    """Hand the free memory that `keep_blocks` has kept back to the system; whether there was any.
-
-    For now and then in a long run: kept at every step it is used again, but it grows with the strangest step so far.
-    """
-    if not _kept:
-        return False
-    try:
-        return bool(ctypes.CDLL(None).malloc_trim(0))
-    except (OSError, AttributeError):
-        return False

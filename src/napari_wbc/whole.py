@@ -22,7 +22,6 @@ from scipy.ndimage import find_objects
 from scipy.spatial import cKDTree
 
 from .ahead import ahead
-from .allocator import give_back
 from .appearance import Appearance, SegmentParameters
 from .cells import Cells, measured
 from .coarse import Film
@@ -45,9 +44,6 @@ _SHEET = 24
 _BATCH = 64
 _OTHERS = 1e9
 """Added to the distance of a cell that belongs to another candidate."""
-
-_GIVE_BACK = 1000
-"""Candidates after which free memory is handed back, so that it does not grow with the slide."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +172,6 @@ def examine(
         if classifier is not None and waiting and group[-1] in ends:
             _classify(classifier, waiting)
             fresh, waiting = _table(waiting, slide.name, classifier.card, threshold), []
-        if done // _GIVE_BACK > (done - len(group)) // _GIVE_BACK:
-            give_back()
         yield stage, done, total, fresh
     return seen
 

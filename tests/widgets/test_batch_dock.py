@@ -75,6 +75,8 @@ def test_a_folder_is_done_shown_opened_and_equal_to_classify(viewer, dock, press
 
 @pytest.mark.skipif(os.name == "nt", reason="looks into /proc")
 def test_a_run_that_is_cancelled_goes_on(qtbot, press, batch, smears, tmp_path):
+    for k in range(5):  # so many that the run cannot end before it is cancelled
+        shutil.copy(smears / "slide.svs", smears / f"slide_{k}.svs")
     batch.slides.setPlainText(f"{smears / 'photo.jpg'}\n{smears / '*.svs'}")
     batch.folder.setText(str(tmp_path / "out"))
     batch.start()
@@ -85,10 +87,14 @@ def test_a_run_that_is_cancelled_goes_on(qtbot, press, batch, smears, tmp_path):
     qtbot.waitUntil(lambda: not batch.is_running, timeout=TIMEOUT)
     assert "goes on" in batch.status.text()
     assert not Path(f"/proc/{pid}").exists()
-    assert rows(batch)["slide.svs"][0] == "waiting"
-    assert "1 done, 1 done before, 1 failed" in press(batch)
+    assert rows(batch)["slide_4.svs"][0] == "waiting"
+    before = sum(state == "done" for state, *_ in rows(batch).values())
+    assert f"{7 - before} done, {before} done before, 1 failed" in press(batch)
     record = json.loads((tmp_path / "out/run.json").read_text())
-    assert [entry["state"] for entry in record["inputs"]] == ["skipped", "failed", "done"]
+    states = {Path(entry["path"]).name: entry["state"] for entry in record["inputs"]}
+    assert sorted(states.values()) == ["done"] * (7 - before) + ["failed"] + ["skipped"] * before
+    assert states["photo.jpg"] == "skipped"
+    assert states["slide_4.svs"] == "done"
     batch.threshold.setText("0,9")
     said = press(batch)
     assert "parameters.threshold was not given and is 0.9" in said

@@ -33,9 +33,8 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="with --only: the plots, to be written there")
     arguments = parser.parse_args()
     lines = ["| data | cells | " + " | ".join(METRICS) + " |", "|---|" + "---:|" * (len(METRICS) + 1)]
-    for name, (words, told) in SETS.items():
-        if name != (arguments.only or name):
-            continue
+    for name in [arguments.only] if arguments.only else SETS:
+        words, told = SETS[name]
         folder, (data, *options) = arguments.output / name, words.split()
         app(["evaluate", MODEL, str(arguments.data / data), *options, "-o", str(folder)], standalone_mode=False)
         [judged] = json.loads((folder / "report.json").read_text(encoding="utf-8"))["evaluations"]

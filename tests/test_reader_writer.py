@@ -37,18 +37,22 @@ def folder(analysis, tmp_path):
 
 
 def viewer_of(layers):
-    """Put layer data tuples into napari's own model of a viewer."""
+    """Put what a reader gave into napari's own model of a viewer."""
     from napari.components import ViewerModel
     from napari.layers import Layer
 
     viewer = ViewerModel()
     for layer in layers:
-        viewer.add_layer(Layer.create(*layer))
+        viewer.add_layer(layer if isinstance(layer, Layer) else Layer.create(*layer))
     return viewer
 
 
+def tuples(layers):
+    return [layer if isinstance(layer, tuple) else layer.as_layer_data_tuple() for layer in layers]
+
+
 def by_kind(layers):
-    return {kind: (data, attributes) for data, attributes, kind in layers}
+    return {kind: (data, attributes) for data, attributes, kind in tuples(layers)}
 
 
 @pytest.mark.parametrize("name", ["", "cells.csv", "cells.parquet", "cells.geojson", "labels.tif"])
@@ -60,7 +64,8 @@ def test_a_folder_and_each_of_its_files_opens_the_field(name, folder, analysis):
     np.testing.assert_array_equal(layers["points"][0], analysis.cells.centroids)
     features = layers["points"][1]["features"]
     assert list(features) == list(analysis.cells.table)
-    viewer_of(get_reader(path)(path))
+    opened = viewer_of(get_reader(path)(path))
+    assert [layer.contour > 0 for layer in opened.layers if type(layer).__name__ == "Labels"] == [True]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".geojson"])
@@ -105,12 +110,12 @@ def test_a_run_opens_its_fields_up_to_a_sane_number(analysis, tmp_path, monkeypa
     record = {"format": "napari-wbc run", "inputs": [{"result": result} for result in results]}
     (tmp_path / "run.json").write_text(json.dumps(record))
     for path in (str(tmp_path), str(tmp_path / "run.json")):
-        names = [attributes["name"] for _, attributes, kind in get_reader(path)(path) if kind == "points"]
+        names = [attributes["name"] for _, attributes, kind in tuples(get_reader(path)(path)) if kind == "points"]
         assert names == ["a cells", "b cells", "c cells"]
     monkeypatch.setattr(_reader, "MAX_FIELDS", 2)
     with pytest.warns(UserWarning, match="the run has 3 pictures; the first 2 are opened"):
         layers = get_reader(path)(path)
-    assert [kind for _, _, kind in layers].count("points") == 2
+    assert [kind for _, _, kind in tuples(layers)].count("points") == 2
     (tmp_path / "run.json").write_text('{"format": "napari-wbc run", "inputs": 3}')
     with pytest.raises(ExportError, match=r"run\.json"):
         get_reader(path)(path)
@@ -152,7 +157,7 @@ def test_a_corrected_class_survives_the_round_trip(folder, analysis, tmp_path):
 
 def test_without_the_picture_no_stale_annotation_is_left(analysis, tmp_path):
     folder = write_results(analysis, tmp_path / "f")
-    layers = [layer for layer in _reader.get_reader(str(folder))(str(folder)) if layer[2] in ("labels", "points")]
+    layers = [layer for layer in tuples(get_reader(str(folder))(str(folder))) if layer[2] in ("labels", "points")]
     for _, attributes, _ in layers:
         attributes["metadata"] = {}
     write_layers(str(folder), layers)

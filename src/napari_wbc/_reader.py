@@ -6,12 +6,15 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .record import FORMAT
 
+if TYPE_CHECKING:
+    from napari.layers import Labels
+
 LayerTuple = tuple[Any, dict[str, Any], str]
-Reader = Callable[[Any], list[LayerTuple]]
+Reader = Callable[[Any], "list[LayerTuple | Labels]"]
 # More pictures than this at once are no use in a viewer.
 MAX_FIELDS = 12
 _TABLES = ("cells.csv", "cells.parquet")
@@ -32,7 +35,7 @@ def get_reader(path: Any) -> Reader | None:
     Returns
     -------
     callable or None
-        Takes the path, returns layer data tuples.
+        Takes the path, returns layer data tuples, and label images as layers, which they must be to be outlines.
     """
     if not isinstance(path, str | Path):
         return None
@@ -85,19 +88,19 @@ def _is_header(names: list[str]) -> bool:
     return {"slide", "label", "centroid-0", "centroid-1"} <= set(names)
 
 
-def _read_folder(path: Any) -> list[LayerTuple]:
+def _read_folder(path: Any) -> list[LayerTuple | Labels]:
     path = Path(path)
     return _layers(path if path.is_dir() else path.parent)
 
 
-def _read_table(path: Any) -> list[LayerTuple]:
+def _read_table(path: Any) -> list[LayerTuple | Labels]:
     from ._widgets._layers import layers_of
     from .export import read_cells
 
     return list(layers_of(read_cells(path), None, Path(path).stem))
 
 
-def _read_run(path: Any) -> list[LayerTuple]:
+def _read_run(path: Any) -> list[LayerTuple | Labels]:
     from .export import ExportError
 
     path = Path(path)
@@ -118,7 +121,7 @@ def _read_run(path: Any) -> list[LayerTuple]:
     return [layer for folder in folders[:MAX_FIELDS] for layer in _layers(folder, folder.name)]
 
 
-def _layers(folder: Path, name: str = "") -> list[LayerTuple]:
+def _layers(folder: Path, name: str = "") -> list[LayerTuple | Labels]:
     from ._widgets._layers import Shared, layers_of
     from .export import read_results
 
@@ -136,9 +139,23 @@ def _layers(folder: Path, name: str = "") -> list[LayerTuple]:
         ours.update(folder=str(folder.absolute()), read=Shared(results.cells))
         if results.image is not None:  # so that a picture can be drawn again when corrected cells are saved
             ours["picture"] = str(results.image)
-    if results.image is None or results.labels is None:
-        return [*slide, *layers]
-    return [*_picture(results.image, results.labels.shape, name), *layers]
+    if results.image is not None and results.labels is not None:
+        slide = _picture(results.image, results.labels.shape, name)
+    return [*slide, *map(_outlined, layers)]
+
+
+def _outlined(layer: LayerTuple) -> LayerTuple | Labels:
+    """Show cells as outlines, which hide nothing of them; the attributes of a label image cannot say so."""
+    from napari.layers import Labels
+
+    from ._widgets._layers import draw_outlines
+
+    data, attributes, kind = layer
+    if kind != "labels":
+        return layer
+    labels = Labels(data, **attributes)
+    draw_outlines(labels, data.shape)
+    return labels
 
 
 def _slide(path: Path) -> list[LayerTuple]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from .class_names import UNIDENTIFIED
-from .labelled import Regions
+from .regions import Regions
 
 IMPROBABLE, UNLIKE = "improbable", "unlike"
 PROBABILITY_PREFIX = "p_"

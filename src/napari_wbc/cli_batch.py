@@ -31,6 +31,8 @@ from .console import (
 from .inputs import printable
 from .piped import Lines, is_piped
 
+_SHOWN = 5
+"""So many of the paths at which nothing is are named."""
 if TYPE_CHECKING:
     from .batch import Batch, Engine, Report
     from .batch_folder import Terms
@@ -71,9 +73,13 @@ def batch(
     except ListError as error:
         stop(str(error), USAGE)
     if all(one.missing for one in listed):
-        for one in listed:
-            say(f"{one.input.path}: {one.missing}", error=True)
-        stop("No slides found; give files, folders with slides, patterns, or a CSV with a column slide.", USAGE)
+        reasons = [printable(f"{one.input.path}: {one.missing}; ") for one in listed]
+        more = f"and {len(reasons) - _SHOWN} more; " if len(reasons) > _SHOWN else ""
+        stop(
+            f"No slides found: {''.join(reasons[:_SHOWN])}{more}give files, folders with slides, patterns, or a CSV "
+            "with a column slide.",
+            USAGE,
+        )
     for note in notes:
         say(f"Note: {note}")
     classifier = load_classifier(model, None if scheduler else device)

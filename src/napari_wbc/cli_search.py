@@ -97,7 +97,7 @@ def run_protocol(
 
 def print_found(found: Found) -> None:
     """Print the notes, then a table a stage, the best first."""
-    from .evaluate_report import NO_SHARES
+    from .evaluate_report import heading, number
     from .search_report import MEASURED, ranked_table, reported
 
     table = ranked_table(found)
@@ -106,24 +106,19 @@ def print_found(found: Found) -> None:
     for note in found.split.notes:
         say(f"Note: {note}")
 
-    def number(mean: float, sd: float, name: str) -> str:
-        times, digits = (1, 3) if name in NO_SHARES else (100, 1)
-        mean, sd = times * mean, times * sd
-        return "" if mean != mean else f"{mean:.{digits}f}" + ("" if sd != sd else f" ± {sd:.{digits}f}")
-
-    def head(name: str) -> str:
-        return name if name.split(maxsplit=1)[1] in NO_SHARES else f"{name}, %"
+    def spread(mean: float, sd: float, name: str) -> str:
+        return number(mean, name) + ("" if sd != sd else f" ± {number(sd, name)}")
 
     # Accuracy and F1 of validation are there already.
     further = ("precision", "recall", "specificity", "AUC") if part == "val" else MEASURED[:-1]
     for stage in found.stages:
         rows = []
         for row in table[table["stage"] == stage.name].to_dict("records"):
-            values = [number(row[f"{name} mean"], row[f"{name} sd"], name) for name in ("accuracy", "loss", "macro_f1")]
-            values += [number(row[f"{part} {name}"], row[f"{part} {name} sd"], name) for name in further]
+            values = [spread(row[f"{name} mean"], row[f"{name} sd"], name) for name in ("accuracy", "loss", "macro_f1")]
+            values += [spread(row[f"{part} {name}"], row[f"{part} {name} sd"], name) for name in further]
             rows.append([row["rank"], row["variant"] + (" (failed)" if row["failed"] else ""), *values])
-        names = ["val accuracy", "val loss", "val macro-F1", *(f"{part} {name}" for name in further)]
-        heads = ["#", "variant", *map(head, names)]
+        heads = ["#", "variant", *(heading(name, "val") for name in ("accuracy", "loss", "macro-F1"))]
+        heads += [heading(name, part) for name in further]
         folds = f", mean ± standard deviation over {stage.folds} folds" if stage.folds else ""
         print_table(heads, rows, f"{stage.name}{folds}{f' — scaled: {scaled}' if scaled else ''}")
     for trial in found.trials:

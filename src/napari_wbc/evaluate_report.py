@@ -29,8 +29,8 @@ def metrics_table(result: Evaluation) -> pd.DataFrame:
     rows = []
     for row in result.summary.to_dict("records"):
         name = str(row["metric"])
-        value, low, high = (_text(row[key], name) for key in ("value", "low", "high"))
-        rows.append((_head(name), value, "–" if np.isnan(row["low"]) else f"{low} – {high}"))
+        value, low, high = (number(row[key], name) for key in ("value", "low", "high"))
+        rows.append((heading(name), value, "–" if np.isnan(row["low"]) else f"{low} – {high}"))
     return pd.DataFrame(rows, columns=["metric", "value", "95 % limits"])
 
 
@@ -38,8 +38,8 @@ def classes_table(result: Evaluation) -> pd.DataFrame:
     """Return `Evaluation.per_class` to be read, shares in per cent."""
     table = result.per_class()
     names = list(table.columns[2:])
-    table = table.assign(**{name: [_text(value, name) for value in table[name]] for name in names})
-    return table.rename(columns={name: _head(name) for name in names})
+    table = table.assign(**{name: [number(value, name) for value in table[name]] for name in names})
+    return table.rename(columns={name: heading(name) for name in names})
 
 
 def limits_note(result: Evaluation) -> str:
@@ -52,11 +52,14 @@ def limits_note(result: Evaluation) -> str:
     return f"{told}, but where all resamples are alike (–){exact}"
 
 
-def _head(name: str) -> str:
-    return name if name in NO_SHARES else f"{name}, %"
+def heading(name: str, of: str = "") -> str:
+    """Return the heading of a metric's column, of a part of the data if one is given."""
+    told = f"{of} {name}".strip()
+    return told if name in NO_SHARES else f"{told}, %"
 
 
-def _text(value: float, name: str) -> str:
+def number(value: float, name: str) -> str:
+    """Return the value of a metric as it is shown; a dash for none."""
     return "–" if np.isnan(value) else f"{value:.3f}" if name in NO_SHARES else f"{100 * value:.1f}"
 
 

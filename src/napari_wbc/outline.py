@@ -16,7 +16,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage as ndi
 
-from .labelled import Regions, quantile
+from .regions import Regions, quantile
 from .scale import Float, Mask
 
 __all__ = ["Outline", "Outliner", "Surroundings", "filled", "grown", "widths"]

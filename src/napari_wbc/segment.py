@@ -31,8 +31,8 @@ from .appearance import (
     reduced,
     thiazine,
 )
-from .labelled import Regions, otsu, quantile, ranked_quantile, side_by_side
 from .outline import Labels, Outline, Outliner, Surroundings, filled, widths
+from .regions import Regions, otsu, quantile, ranked_quantile, side_by_side
 from .scale import Float, Mask
 
 __all__ = ["Appearance", "SegmentParameters", "Segmentation", "appearance", "segment"]

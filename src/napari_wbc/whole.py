@@ -65,9 +65,6 @@ class Whole:
     regions: pd.DataFrame
 
 
-_COLUMNS: dict[tuple[str, ...], tuple[str, ...]] = {}
-
-
 @dataclass(slots=True)
 class Sighting:
     """A cell of a window: a row of the table, its outline, and how it lies to its candidate.
@@ -301,11 +298,12 @@ class _Job:
             labels = np.where(kept, np.cumsum(kept), 0).astype(np.int32)[within]
             rings = outlines(labels)
             about = measured(labels, np.where(seen.nuclei > 0, labels, 0), self.mpp)
+            numbers, names = about.pop("label"), tuple(about)
             cells = zip(*(values.tolist() for values in about.values()), strict=True)
-            for k, values in zip(np.flatnonzero(kept).tolist(), cells, strict=True):
-                row = dict(zip(about, values, strict=True))
-                i = where[k]
-                found[i].append(self._sighting(row, rings[row.pop("label")], shifts[i], group[i]))
+            for k, number, values in zip(np.flatnonzero(kept).tolist(), numbers, cells, strict=True):
+                i, row = where[k], dict(zip(names, values, strict=True))
+                apart, drawn = self._place(row, rings[int(number)], shifts[i], group[i])
+                found[i].append(Sighting(names, tuple(row.values()), drawn, None, apart))
         return list(zip(found, is_cut, strict=True))
 
     def _window(self, k: int, half: int) -> tuple[int, int, int, int]:
@@ -313,9 +311,8 @@ class _Job:
         y, x = (int(v) for v in np.rint(self.places[k] / self.down))
         return max(0, y - half), max(0, x - half), min(rows, y + half), min(columns, x + half)
 
-    def _sighting(self, row: dict[Any, Any], rings: Rings, shift: npt.NDArray[np.int64], k: int) -> Sighting:
-        """Bring a cell of the sheet to its place in level 0."""
-        cell = {str(name): value for name, value in row.items()}
+    def _place(self, cell: dict[str, Any], rings: Rings, shift: npt.NDArray[np.int64], k: int) -> tuple[float, Rings]:
+        """Bring a row of the sheet to its place in level 0; return its distance from its candidate, and its outline."""
         for axis, size in enumerate(self.slide.shape):
             cell[f"centroid-{axis}"] = round((cell[f"centroid-{axis}"] + shift[axis] + 0.5) * self.down - 0.5, 4)
             for name in (f"bbox-{axis}", f"bbox-{axis + 2}"):
@@ -331,9 +328,7 @@ class _Job:
         drawn = [np.minimum((ring + shift[::-1]) * self.down, (columns, rows)).astype(np.float32) for ring in rings]
         centre = (cell["centroid-0"], cell["centroid-1"])
         apart = float(np.hypot(*(self.places[k] - centre)))
-        apart += 0.0 if self.tree.query(centre)[1] == k else _OTHERS
-        names = _COLUMNS.setdefault(tuple(cell), tuple(cell))  # one tuple for all
-        return Sighting(names, tuple(cell.values()), drawn, None, apart)
+        return apart if self.tree.query(centre)[1] == k else apart + _OTHERS, drawn
 
     def crop(self, cell: Sighting) -> npt.NDArray[np.uint8]:
         """Cut a cell out of the slide as the network wants it."""

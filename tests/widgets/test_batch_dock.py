@@ -99,3 +99,10 @@ def test_a_run_that_is_cancelled_goes_on(qtbot, press, batch, smears, tmp_path):
     said = press(batch)
     assert "parameters.threshold was not given and is 0.9" in said
     assert "choose another Results folder" in said
+
+
+def test_a_misspelled_path_is_named(press, batch, smears):
+    batch.slides.setPlainText(str(smears / "photoo.jpg"))
+    said = press(batch)
+    assert "photoo.jpg: no such file or folder; check the spelling" in said
+    assert "give files, folders" in said

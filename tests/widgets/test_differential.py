@@ -64,7 +64,11 @@ def test_target_progress_limits_and_signature(counts, qtbot):
     labels = session.cells.table["label"][chosen]
     counts.review.accept(labels.iloc[:43])
     qtbot.waitUntil(lambda: counts.progress.value() == 43, timeout=5000)
-    assert "unidentified" in counts.status.text()
+    assert counts.status.text().endswith("unidentified; not signed.")
+    counts.sign_button.click()  # it stays preliminary, and says so
+    assert f"unidentified; signed by {counts.review.reviewer}, " in counts.status.text()
+    counts.review.accept(labels.iloc[43:44])  # which voids the signature
+    qtbot.waitUntil(lambda: counts.status.text().endswith("unidentified; not signed."), timeout=5000)
     unsure = session.cells.table.loc[chosen & (session.cells.table["class"] == "unidentified"), "label"]
     counts.review.decide(unsure, "neutrophil")
     counts.review.accept(labels)

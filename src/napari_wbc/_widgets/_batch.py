@@ -118,14 +118,8 @@ class BatchWidget(ButtonDock):
         name = self.table.item(row, 0).text()
         if self._states.get(name) not in ("done", "skipped"):
             return
-        from napari.layers import Labels
-
-        from ._layers import draw_outlines
-
         try:
-            for layer in self.viewer.open(str(self.output / self._folders[name]), plugin="napari-wbc"):
-                if isinstance(layer, Labels):
-                    draw_outlines(layer, layer.data.shape)
+            self.viewer.open(str(self.output / self._folders[name]), plugin="napari-wbc")
             self.viewer.reset_view()
         # An exception that leaves a slot ends the whole program.
         except Exception as error:  # noqa: BLE001

@@ -248,15 +248,19 @@ class DifferentialWidget(ReviewDock):
         assert self.review is not None  # noqa: S101
         session = self.review.session
         unsure = int(cells.table["class"].isin(["", UNIDENTIFIED]).sum())
-        signed = session.signed
-        if session.is_final and signed is not None:
-            text = f"Signed by {signed['reviewer']}, {signed['at'][:16].replace('T', ' ')} UTC."
+        signed = "not signed"
+        if session.signed is not None:
+            signed = f"signed by {session.signed['reviewer']}, {session.signed['at'][:16].replace('T', ' ')} UTC"
+        if session.is_final:
+            text = f"{signed[0].upper()}{signed[1:]}."
         elif unsure:
-            text = f"{_PRELIMINARY}{unsure} of the counted cells {'is' if unsure == 1 else 'are'} unidentified."
+            text = (
+                f"{_PRELIMINARY}{unsure} of the counted cells {'is' if unsure == 1 else 'are'} unidentified; {signed}."
+            )
         elif done < len(cells):
-            text = f"{_PRELIMINARY}{len(cells) - done} of the counted cells are not reviewed; not signed."
+            text = f"{_PRELIMINARY}{len(cells) - done} of the counted cells are not reviewed; {signed}."
         else:
-            text = f"{_PRELIMINARY}not signed."
+            text = f"{_PRELIMINARY}{signed}."
         target = session.settings["target"]
         if target is not None and (white := int(self.counts["of"].max()) if self.counts is not None else 0) < target:
             text += f" The smear has {white} identified white cells, fewer than {target}." if not unsure else ""

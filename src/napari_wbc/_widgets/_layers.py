@@ -206,7 +206,7 @@ def update_layers(viewer: Viewer, analysis: Analysis, image_layer: Layer) -> dic
 
 
 def draw_outlines(labels: Labels, extent: Sequence[int]) -> None:
-    """Show cells as outlines, which hide nothing of them; napari's readers cannot say so."""
+    """Show cells as outlines, which hide nothing of them."""
     labels.contour = max(2, round(max(extent) / 350))
 
 

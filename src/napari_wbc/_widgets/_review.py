@@ -22,7 +22,7 @@ from napari_wbc.decisions import Change
 from napari_wbc.palette import colour
 from napari_wbc.review_session import ReviewSession, checked_name
 
-from ._layers import CELLS, LABELS, MANY, draw_outlines, find_layer, show_corrections
+from ._layers import CELLS, LABELS, MANY, find_layer, show_corrections
 from ._panel import COUNTS, NAMES
 from ._review_open import remember, session_of, user
 from ._source import KEY, slide_of
@@ -102,7 +102,6 @@ class Review(QObject):
         self.selected: npt.NDArray[np.int64] = np.empty(0, np.int64)
         """Labels of the selected cells."""
         self._outlined: set[int] = set()
-        self._drawn = False
         session.subscribe(self._on_change)
         self._show_all()
         self._timer = QTimer(self)
@@ -324,9 +323,6 @@ class Review(QObject):
             labels.data = self.session.labels
             self._outlined = added
         finest = image.data[0] if image.multiscale else image.data
-        if labels is not None and "analysis" not in labels.metadata[KEY] and not self._drawn:
-            draw_outlines(labels, finest.shape[:2])  # once: the user may fill them again
-            self._drawn = True
         show_corrections(shown, self.session.cells, finest.shape[:2])
 
     def _smooth(self, _: object = None) -> None:

@@ -10,7 +10,7 @@ from scipy import ndimage as ndi
 from skimage.filters import threshold_otsu
 from skimage.measure import regionprops
 
-from napari_wbc.labelled import Regions, otsu, quantile, side_by_side
+from napari_wbc.regions import Regions, otsu, quantile, side_by_side
 
 
 def drawn(seed):

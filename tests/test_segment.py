@@ -136,9 +136,19 @@ def test_platelets_and_red_cells_are_none(smear):
     assert segment(smear.cell(28, 21).image()).labels.max() == 1
 
 
-def test_cell_cut_by_the_border(smear):
-    found = segment(smear.cell(28, 42).image())
-    assert found.labels.max() == 1
+@pytest.mark.parametrize("cut", [0.5, 1.3, 2.0, 3.1])
+@pytest.mark.parametrize("turns", range(4))
+def test_a_cell_that_the_border_cuts_reaches_it(smear, cut, turns):
+    image = smear.cell(28, 42 - 5.5 + cut, [(0, -cut, 3.5)]).image()
+    labels = segment(np.rot90(image, turns).copy()).labels
+    assert labels.max() == 1
+    assert (np.rot90(labels, -turns)[-1] == 1).sum() * smear.mpp == pytest.approx(2 * (11 * cut - cut**2) ** 0.5, abs=2)
+
+
+def test_a_cell_beside_the_border_does_not_reach_it(smear):
+    labels = segment(smear.cell(28, 42 - 5.5 - 0.8).image()).labels
+    assert labels.max() == 1
+    assert not labels[-1].any()
 
 
 def test_a_sliver_at_the_border_is_no_cell(smear):

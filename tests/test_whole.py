@@ -13,6 +13,7 @@ from skimage.draw import polygon
 from napari_wbc.coarse import REASONS, View, survey
 from napari_wbc.export import read_results, write_results
 from napari_wbc.pipeline import analyse, run
+from napari_wbc.plan import WORKING_UM
 from napari_wbc.segment import SegmentParameters
 from napari_wbc.slide import ImageError, Slide
 
@@ -118,10 +119,14 @@ def test_crops_are_cut_at_full_resolution_and_outlines_at_a_coarser_level(path):
 
 
 def test_outlines_lie_where_the_cells_are(found):
+    working = WORKING_UM / found.appearance.mpp
     for row in found.cells.table.to_dict("records"):
-        ring = np.concatenate(found.whole.rings[row["label"]])
-        np.testing.assert_array_equal(ring.min(axis=0), [row["bbox-1"], row["bbox-0"]])
-        np.testing.assert_array_equal(ring.max(axis=0), [row["bbox-3"], row["bbox-2"]])
+        (ring,) = found.whole.rings[row["label"]]
+        assert (ring[0] == ring[-1]).all()
+        for k, corner in enumerate((ring.min(axis=0), ring.max(axis=0))):
+            np.testing.assert_allclose(corner, [row[f"bbox-{2 * k + 1}"], row[f"bbox-{2 * k}"]], atol=working)
+        x, y = ring.astype(np.float64).T
+        assert (x[:-1] * y[1:] - x[1:] * y[:-1]).sum() / 2 == pytest.approx(row["area"], rel=0.05)
 
 
 def test_only_what_lies_inside_the_drawn_region_is_counted(path, found):

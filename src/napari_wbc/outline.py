@@ -60,6 +60,21 @@ class Outline:
         """Whether the curve leaves an image of that shape."""
         return bool((self.vertices < 0).any() or (self.vertices > np.array(shape) - 1).any())
 
+    def out_of(self, shape: tuple[int, ...]) -> Outline:
+        """The curve, drawn out of an image of that shape where it ends less than a pixel before the edge.
+
+        Outlines are known to a pixel, and beyond the edge there is nothing that they could end at.
+        """
+        angle = np.arange(_ANGLES) * (2 * np.pi / _ANGLES)
+        radii = self.radii.copy()
+        for ends, way, centre, size in zip(
+            self.vertices.T, (np.sin(angle), np.cos(angle)), self.centre, shape, strict=True
+        ):
+            for near, edge in ((ends < 0.5, -1.0), (ends > size - 1.5, float(size))):
+                out = near & ((edge - centre) * way > 0.25 * abs(edge - centre))  # not along the edge
+                radii[out] = np.maximum(radii[out], (edge - centre) / way[out])
+        return Outline(self.centre, radii)
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -136,13 +151,17 @@ class Outliner:
         regions = Regions(nuclei if wanted is None else np.where(wanted[nuclei], nuclei, 0))
         if regions.n == 1:
             return {}
-        distance, nearest = ndi.distance_transform_edt(nuclei == 0, return_indices=True)
-        zones = regions.labels.ravel()[nearest[0].astype(np.int64) * nuclei.shape[1] + nearest[1]]
-        distance = (distance * around.unit).astype(np.float32)
-        near = (distance <= max(around.max_cytoplasm, _RING_UM[1])) & (zones > 0)
+        nearest = ndi.distance_transform_edt(nuclei == 0, return_distances=False, return_indices=True)
+        zones = regions.labels.ravel()[nearest[0] * nuclei.shape[1] + nearest[1]]
+        away = nearest[0] - np.arange(nuclei.shape[0], dtype=np.int32)[:, None]
+        aside = nearest[1] - np.arange(nuclei.shape[1], dtype=np.int32)
+        square = away * away + aside * aside
+        near = (square <= (max(around.max_cytoplasm, _RING_UM[1]) / around.unit) ** 2) & (zones > 0)
+        distance = np.sqrt(square[near], dtype=np.float32) * np.float32(around.unit)
         score = np.full(nuclei.shape, -1, np.float32)
-        score[near] = self._likeness(regions, zones, distance, near)
-        score[distance > around.max_cytoplasm] = -1
+        score[near] = np.where(
+            distance > around.max_cytoplasm, np.float32(-1), self._likeness(regions, zones, distance, near)
+        )
         score[nuclei > 0] = 3
         found: dict[int, Outline] = {}
         for numbers in np.split(np.flatnonzero(regions.count), range(_AT_ONCE, regions.n, _AT_ONCE)):
@@ -152,7 +171,8 @@ class Outliner:
                 own = np.where(zones[window] == k, score[window], np.float32(-1))
                 gains.append(_gains(own, regions.centroids[k] - [side.start for side in window], around.unit))
             radii = _best_radii(gains, around.unit) if gains else ()
-            found |= {int(k): Outline(regions.centroids[k], one) for k, one in zip(numbers, radii, strict=True)}
+            outlines = (Outline(regions.centroids[k], one) for k, one in zip(numbers, radii, strict=True))
+            found |= {int(k): one.out_of(nuclei.shape) for k, one in zip(numbers, outlines, strict=True)}
         return found
 
     def _window(self, regions: Regions, number: int) -> tuple[slice, ...]:
@@ -167,7 +187,7 @@ class Outliner:
         1 is cytoplasm, -1 is not. The cytoplasm is what lies close around the nucleus.
         """
         around, n = self.around, regions.n
-        zone, distance = zones[near], distance[near]
+        zone = zones[near]
         density = [channel[near] for channel in self._smooth]
         to_film = _length(density)
         to_other: Float = to_film

@@ -40,8 +40,22 @@ def quantile(values: npt.NDArray[Any], of: npt.NDArray[np.integer[Any]], n: int,
     -------
     (n,) array of the type of the values, NaN for a region without any.
     """
-    order = np.argsort(values)
-    return ranked_quantile(values[order[by_region(of[order], n)]], np.bincount(of, minlength=n), q)
+    return ranked_quantile(_ranked(values, of, n), np.bincount(of, minlength=n), q)
+
+
+def _ranked(values: npt.NDArray[Any], of: npt.NDArray[np.integer[Any]], n: int) -> npt.NDArray[Any]:
+    """Values region by region, in increasing order in each."""
+    if values.dtype != np.float32:
+        order = np.argsort(values)
+        return values[order[by_region(of[order], n)]]
+    # The bits of positive numbers are ordered as these are; one sort of whole numbers is far faster than two that move.
+    bits = values.view(np.int32)
+    bits = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits)
+    key = (of.astype(np.int64) << 32) + bits.astype(np.int64) + (1 << 31)
+    key.sort()
+    bits = ((key & 0xFFFFFFFF) - (1 << 31)).astype(np.int32)
+    result: npt.NDArray[Any] = np.where(bits < 0, bits ^ np.int32(0x7FFFFFFF), bits).view(np.float32)
+    return result
 
 
 def ranked_quantile(values: npt.NDArray[Any], count: Ints, q: float = 0.5) -> npt.NDArray[Any]:

@@ -170,6 +170,22 @@ def optical_density(rgb: Float, coefficients: Float) -> Float:
     return density
 
 
+def even_density(rgb: npt.NDArray[np.uint8], light: npt.ArrayLike) -> Float:
+    """Decadic optical density of each channel under a light that is the same all over, as a scanner has made it.
+
+    Parameters
+    ----------
+    rgb : uint8 array of shape (H, W, 3)
+    light : (3,) its colour, 0 to 255
+
+    Returns
+    -------
+    float32 array of shape (H, W, 3); negative where brighter than the light.
+    """
+    levels = np.log10(np.asarray(light, np.float32) + 1) - np.log10(np.arange(256, dtype=np.float32) + 1)[:, None]
+    return np.stack([levels[:, k][rgb[..., k]] for k in range(3)], axis=-1)
+
+
 def hue(density: Float) -> Float:
     """Share of the green absorption that blue lacks: near 1 in nuclei, low in red cells.
 

@@ -35,7 +35,7 @@ from .outline import Labels, Outline, Outliner, Surroundings, filled, widths
 from .regions import Regions, otsu, quantile, ranked_quantile, side_by_side
 from .scale import Float, Mask
 
-__all__ = ["Appearance", "SegmentParameters", "Segmentation", "appearance", "segment"]
+__all__ = ["Appearance", "SegmentParameters", "Segmentation", "appearance", "outlined", "segment"]
 
 
 _DEFAULT = SegmentParameters()
@@ -58,11 +58,13 @@ class Segmentation:
     labels : int32 array of shape (H, W), 0 background, 1 to n the cells with their cytoplasm.
     nuclei : int32 array of shape (H, W), the nuclei under the same numbers.
     appearance : what was estimated from the field or given.
+    outlines : the curves that were filled, in pixels of the working resolution, in the order of the numbers.
     """
 
     labels: Labels
     nuclei: Labels
     appearance: Appearance
+    outlines: tuple[Outline, ...] = ()
 
 
 def segment(
@@ -99,24 +101,47 @@ def segment(
     if not known:
         empty = np.zeros(rgb.shape[:2], dtype=np.int32)
         return Segmentation(empty, empty.copy(), look)
+    return outlined(density, look, parameters, rgb.shape[:2])
+
+
+def outlined(density: Float, look: Appearance, parameters: SegmentParameters, shape: tuple[int, int]) -> Segmentation:
+    """Find the white cells in what is known of a picture.
+
+    Parameters
+    ----------
+    density : float32 array of shape (h, w, 3), optical density at working resolution
+    look : with a scale, that of the picture, and a nuclear level
+    parameters : see `SegmentParameters`
+    shape : rows and columns of the picture
+    """
     unit = max(look.mpp, parameters.working_mpp)
     nuclei = _nuclei(density, look, parameters, unit)
     nuclei, found = _cells(nuclei, density, look, parameters, unit)
-    nuclei = _without_cytoplasm(nuclei, found, density, unit)
-    labels, inner = _drawn(found, nuclei, rgb.shape[:2])
-    return Segmentation(labels, inner, look)
+    nuclei, cells = _without_cytoplasm(nuclei, found, density, unit)
+    labels, inner = _drawn(found, nuclei, cells, shape)
+    return Segmentation(labels, inner, look, tuple(found))
 
 
 def _nuclei(density: Float, look: Appearance, parameters: SegmentParameters, unit: float) -> Labels:
     """Nuclei, one number a cell, at working resolution (``unit`` µm per pixel)."""
     area = unit * unit
     dye = ndi.gaussian_filter(thiazine(density), 0.15 / unit)
-    rough = ndi.binary_fill_holes(ndi.binary_opening(dye > look.nuclear, disc(0.5 / unit)))
+    rough = _without_holes(ndi.binary_opening(dye > look.nuclear, disc(0.5 / unit)))
     pieces, _ = ndi.label(rough, np.ones((3, 3)))
     refined = _half_way(dye, pieces, 0.7 * look.nuclear, unit)
     refined = _split(_filled(refined, 2.0 / area), unit)
     joined = _joined(refined, density, look, 0.5 * parameters.max_lobe_gap / unit, unit)
     return _accepted(joined, density, look, 4.0 / area)
+
+
+def _without_holes(mask: Mask) -> Mask:
+    """What `scipy.ndimage.binary_fill_holes` returns, in a quarter of its time."""
+    ground, n = ndi.label(~mask)
+    outside = np.zeros(n + 1, bool)
+    for side in (ground[0], ground[-1], ground[:, 0], ground[:, -1]):
+        outside[side] = True
+    result: Mask = mask | ~outside[ground]
+    return result
 
 
 def _half_way(dye: Float, pieces: Labels, least: float, unit: float) -> Labels:
@@ -214,16 +239,25 @@ def _split(pieces: Labels, unit: float) -> Labels:
     regions = Regions(np.where(large[pieces], pieces, 0))
     with np.errstate(invalid="ignore"):
         dented = np.flatnonzero(regions.solidity <= 0.92)
-    for k in dented:
-        top, left, bottom, right = regions.boxes[k]
-        window = pieces[top:bottom, left:right]
-        own = window == k
-        depth = ndi.distance_transform_edt(np.pad(own, 1))[1:-1, 1:-1]
-        peaks = h_maxima(depth, 0.35 * float(depth.max()))
-        markers, n = ndi.label(peaks, np.ones((3, 3)))
-        if n > 1:
+    for which, left, (height, width) in side_by_side(regions.boxes[dented], 1):
+        at = [regions.points[k] - regions.boxes[k, :2] + (1, x + 1) for k, x in zip(dented[which], left, strict=True)]
+        rows, columns = np.concatenate(at).T
+        own = np.zeros((height + 2, width + 1), bool)
+        own[rows, columns] = True
+        depth = ndi.distance_transform_edt(own)
+        size = np.array([len(one) for one in at])
+        first = np.cumsum(size) - size
+        depth[rows, columns] /= np.repeat(np.maximum.reduceat(depth[rows, columns], first), size)
+        markers, n = ndi.label(h_maxima(depth, 0.35), np.ones((3, 3)))
+        found = markers[rows, columns]
+        several = np.maximum.reduceat(found, first) > np.minimum.reduceat(np.where(found, found, n + 1), first)
+        if several.any():
+            of = np.repeat(several, size)
+            own[rows[~of], columns[~of]] = False
             parts = watershed(-depth, markers, mask=own, watershed_line=True)
-            window[own & (parts == 0)] = 0
+            row, column = np.concatenate([regions.points[k] for k in dented[which]])[of].T
+            seam = parts[rows[of], columns[of]] == 0
+            pieces[row[seam], column[seam]] = 0
     return pieces
 
 
@@ -310,8 +344,8 @@ def _cells(
     return place[joined], [drawn[i] for i in numbers if i]
 
 
-def _without_cytoplasm(nuclei: Labels, found: list[Outline], density: Float, unit: float) -> Labels:
-    """Cut the nucleus anew where the cytoplasm is blue or full of granules.
+def _without_cytoplasm(nuclei: Labels, found: list[Outline], density: Float, unit: float) -> tuple[Labels, Labels]:
+    """Cut the nucleus anew where the cytoplasm is blue or full of granules. Nuclei, and the cells that were filled.
 
     Such cytoplasm is bluer than the nuclear level, and the edge to the film is found instead of
     that to the nucleus. Within the cell Otsu's threshold parts the two, provided that they are
@@ -321,7 +355,7 @@ def _without_cytoplasm(nuclei: Labels, found: list[Outline], density: Float, uni
     filled(cells, found, np.ones(2))
     regions = Regions(np.where(nuclei > 0, nuclei, cells))
     if regions.n < 2:
-        return nuclei
+        return nuclei, cells
     of, n = regions.of, regions.n
     dye = _blurred(thiazine(density), regions, 0.15 / unit)
     level = otsu(dye, of, n, 64)
@@ -335,7 +369,7 @@ def _without_cytoplasm(nuclei: Labels, found: list[Outline], density: Float, uni
     two = (np.ptp(np.stack([quantile(dye, of, n, q) for q in (0.0, 1.0)]), axis=0) >= 0.02) & (apart >= 0.66)
     two &= (pale > 0.34) & (pale < 0.55)
     if not two.any():
-        return _filled(nuclei.copy(), 2.0 / (unit * unit))
+        return _filled(nuclei.copy(), 2.0 / (unit * unit)), cells
     result = nuclei.copy()
     blue = regions.at[low & two[of]]
     result.ravel()[blue] = 0
@@ -346,7 +380,7 @@ def _without_cytoplasm(nuclei: Labels, found: list[Outline], density: Float, uni
         crumbs = np.bincount(pieces.ravel()) * unit * unit < 2.0
         crumbs[0] = False
         window[crumbs[pieces]] = 0
-    return _filled(result, 2.0 / (unit * unit))
+    return _filled(result, 2.0 / (unit * unit)), cells
 
 
 def _blurred(image: Float, regions: Regions, sigma: float) -> Float:
@@ -430,10 +464,11 @@ def _platelets(nuclei: Labels, density: Float, look: Appearance, parameters: Seg
     return result
 
 
-def _drawn(found: list[Outline], nuclei: Labels, shape: tuple[int, int]) -> tuple[Labels, Labels]:
+def _drawn(found: list[Outline], nuclei: Labels, cells: Labels, shape: tuple[int, int]) -> tuple[Labels, Labels]:
     """Masks at full resolution: outlines are filled, nuclei resized as a soft map."""
+    if nuclei.shape == shape:
+        return cells, np.where(nuclei > 0, cells, 0)
     labels = np.zeros(shape, dtype=np.int32)
-    scaling = np.array(shape) / nuclei.shape
-    filled(labels, found, scaling)
+    filled(labels, found, np.array(shape) / nuclei.shape)
     inside = scale.resample((nuclei > 0).astype(np.float32), shape) > 0.5
     return labels, np.where(inside, labels, 0).astype(np.int32)

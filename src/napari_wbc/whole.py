@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy.ndimage import find_objects
+from PIL import Image
 from scipy.spatial import cKDTree
 
 from .ahead import ahead
@@ -26,13 +26,17 @@ from .appearance import Appearance, SegmentParameters
 from .cells import Cells, measured
 from .coarse import Film
 from .crop import CropSize, crop_cells
-from .geojson import Rings, outlines
+from .geojson import Rings
+from .outline import Outline
 from .plan import Plan, Polygons, Step, make_plan, near
-from .segment import segment
+from .scale import even_density
+from .segment import outlined
 from .slide import Slide
 
 if TYPE_CHECKING:
     from .classifier import Classifier, ModelCard
+
+Indices = npt.NDArray[np.integer[Any]]
 
 _REACH_UM, _FAR_UM = 17.0, 32.0
 """Half the side of the window around a candidate: a large cell and what its outline is told from, or the largest."""
@@ -258,77 +262,103 @@ class _Job:
 
     def _look(self, group: Sequence[int], reach_um: float) -> list[tuple[list[Sighting], bool]]:
         """Return the cells in the window of each candidate, and whether the window cuts one of its own."""
-        half = round(reach_um / self.mpp)
+        columns, pitch, sheet, shifts, edges, beyond = self._sheet(group, round(reach_um / self.mpp))
+        factor = np.array(beyond.shape) / sheet.shape[:2]
+        image = np.asarray(Image.fromarray(sheet).resize(beyond.shape[::-1], Image.Resampling.BILINEAR))
+        unit = self.mpp / math.sqrt(factor.prod())
+        density = even_density(image, self.look.background)
+        seen = outlined(density, replace(self.look, mpp=unit), self.parameters, beyond.shape)
+        seen.labels[beyond] = 0  # where the slide ends, the outline of a cell may reach into the film
+        there = np.bincount(seen.labels.ravel(), minlength=len(seen.outlines) + 1)[1:] > 0
+        found: list[list[Sighting]] = [[] for _ in group]
+        is_cut = np.zeros(len(group), bool)
+        if not there.any():
+            return list(zip(found, is_cut.tolist(), strict=True))
+        labels = np.append(0, np.where(there, np.cumsum(there), 0)).astype(np.int32)[seen.labels]
+        about = measured(labels, np.where(seen.nuclei > 0, labels, 0), self.look.mpp)
+        boxes = np.stack([about[f"bbox-{k}"] for k in range(4)], axis=1)
+        middle = (boxes[:, :2] + boxes[:, 2:]) / 2 / factor
+        window = (middle[:, 0] // pitch).astype(int) * columns + (middle[:, 1] // pitch).astype(int)
+        own = np.asarray(group)[window]
+        cut = np.hstack([boxes[:, :2] <= edges[window, :2], boxes[:, 2:] >= edges[window, 2:]]).max(axis=1)
+        mine = self.tree.query((middle + shifts[window]) * self.down)[1] == own
+        is_cut[window[cut & mine]] = True
+        apart = self._placed(about, factor, shifts[window], own)
+        outlines = [one for one, is_there in zip(seen.outlines, there, strict=True) if is_there]
+        names = tuple(name for name in about if name != "label")
+        rows = zip(*(about[name].tolist() for name in names), strict=True)
+        for k, row in enumerate(rows):
+            if not cut[k]:
+                ring = self._ring(outlines[k], factor, shifts[window[k]])
+                found[window[k]].append(Sighting(names, row, [ring], None, float(apart[k])))
+        return list(zip(found, is_cut.tolist(), strict=True))
+
+    def _sheet(self, group: Sequence[int], half: int) -> tuple[int, int, Any, Indices, Indices, Any]:
+        """Lay the windows of candidates side by side.
+
+        Returns
+        -------
+        columns : windows in a row
+        pitch : pixels from one window to the next
+        sheet : uint8 array of shape (H, W, 3)
+        shifts : (n, 2), what leads from a window's place on the sheet to its place on the slide's level
+        edges : (n, 4), where a window ends on the sheet reduced to working resolution; nowhere where the slide ends
+        beyond : boolean array of that reduced sheet, what belongs to no window
+        """
         pitch, columns = 2 * half + round(_FILM_UM / self.mpp), math.ceil(math.sqrt(len(group)))
         sheet = np.empty((pitch * -(-len(group) // columns), pitch * columns, 3), np.uint8)
         sheet[:] = np.rint(self.look.background)
-        inside = np.zeros(sheet.shape[:2], bool)
+        size = np.array(sheet.shape[:2])
+        reduced = np.maximum(1, np.rint(size * min(1.0, self.mpp / self.parameters.working_mpp))).astype(int)
+        beyond = np.ones(tuple(reduced), bool)
         shifts = np.empty((len(group), 2), np.int64)
-        edges = np.empty((len(group), 4), np.int64)  # of the windows on the sheet; none where the slide ends
+        edges = np.empty((len(group), 4), np.int64)
         for i, k in enumerate(group):
             y, x = pitch * (i // columns), pitch * (i % columns)
             top, left, bottom, right = window = self._window(k, half)
             sheet[y : y + bottom - top, x : x + right - left] = self.slide.read(window, self.level)
-            inside[y : y + bottom - top, x : x + right - left] = True
+            ends = np.array([y, x, y + bottom - top, x + right - left])
+            ends = np.rint(ends * np.tile(reduced / size, 2)).astype(int)
+            beyond[ends[0] : ends[2], ends[1] : ends[3]] = False
             shifts[i] = top - y, left - x
-            rows, ends = self.slide.pixels.shapes[self.level]
-            edges[i] = (
-                y if top > 0 else -1, x if left > 0 else -1,
-                y + bottom - top if bottom < rows else len(sheet) + 1,
-                x + right - left if right < ends else sheet.shape[1] + 1,
-            )  # fmt: skip
-        seen = segment(sheet, self.parameters, replace(self.look, mpp=self.mpp))
-        kept, where = np.zeros(int(seen.labels.max()) + 1, bool), {}
-        is_cut = [False] * len(group)
-        for label, box in enumerate(find_objects(seen.labels), start=1):
-            if box is None:
-                continue
-            middle = np.array([(edge.start + edge.stop) / 2 for edge in box])
-            i = int(middle[0] // pitch) * columns + int(middle[1] // pitch)
-            top, left, bottom, right = edges[i]
-            if box[0].start <= top or box[1].start <= left or box[0].stop >= bottom or box[1].stop >= right:
-                is_cut[i] |= self.tree.query((middle + shifts[i]) * self.down)[1] == group[i]
-            else:
-                kept[label], where[label] = True, i
-        found: list[list[Sighting]] = [[] for _ in group]
-        # Where the slide ends, the outline of a cell may reach into the film.
-        within = np.where(inside, seen.labels, 0)
-        kept &= np.bincount(within.ravel(), minlength=len(kept)) > 0
-        if kept.any():
-            labels = np.where(kept, np.cumsum(kept), 0).astype(np.int32)[within]
-            rings = outlines(labels)
-            about = measured(labels, np.where(seen.nuclei > 0, labels, 0), self.mpp)
-            numbers, names = about.pop("label"), tuple(about)
-            cells = zip(*(values.tolist() for values in about.values()), strict=True)
-            for k, number, values in zip(np.flatnonzero(kept).tolist(), numbers, cells, strict=True):
-                i, row = where[k], dict(zip(names, values, strict=True))
-                apart, drawn = self._place(row, rings[int(number)], shifts[i], group[i])
-                found[i].append(Sighting(names, tuple(row.values()), drawn, None, apart))
-        return list(zip(found, is_cut, strict=True))
+            rest = (top > 0, left > 0, *np.less((bottom, right), self.slide.pixels.shapes[self.level]))
+            edges[i] = np.where(rest, ends, (-1, -1, *(reduced + 1)))
+        return columns, pitch, sheet, shifts, edges, beyond
 
     def _window(self, k: int, half: int) -> tuple[int, int, int, int]:
         rows, columns = self.slide.pixels.shapes[self.level]
         y, x = (int(v) for v in np.rint(self.places[k] / self.down))
         return max(0, y - half), max(0, x - half), min(rows, y + half), min(columns, x + half)
 
-    def _place(self, cell: dict[str, Any], rings: Rings, shift: npt.NDArray[np.int64], k: int) -> tuple[float, Rings]:
-        """Bring a row of the sheet to its place in level 0; return its distance from its candidate, and its outline."""
+    def _placed(
+        self, about: dict[str, Any], factor: npt.NDArray[np.float64], shift: npt.NDArray[np.int64], own: Indices
+    ) -> npt.NDArray[np.float64]:
+        """Bring the columns of a reduced sheet to their place in level 0; return how far cells are from candidates."""
         for axis, size in enumerate(self.slide.shape):
-            cell[f"centroid-{axis}"] = round((cell[f"centroid-{axis}"] + shift[axis] + 0.5) * self.down - 0.5, 4)
+            middle = (about[f"centroid-{axis}"] + 0.5) / factor[axis] + shift[:, axis]
+            about[f"centroid-{axis}"] = (middle * self.down - 0.5).round(4)
             for name in (f"bbox-{axis}", f"bbox-{axis + 2}"):
-                cell[name] = min(round((cell[name] + int(shift[axis])) * self.down), size)
+                edge = np.rint((about[name] / factor[axis] + shift[:, axis]) * self.down)
+                about[name] = edge.clip(0, size).astype(np.int64)
+        pixel = self.down / factor
         for name in ("area", "nucleus_area"):
-            cell[name] = round(cell[name] * self.down**2, 2)
-        cell["mpp"] = self.look.mpp
-        rows, columns = self.slide.shape
-        cell["at_border"] = bool(
-            min(cell["bbox-0"], cell["bbox-1"]) <= 0 or cell["bbox-2"] >= rows or cell["bbox-3"] >= columns
-        )
+            about[name] = (about[name] * pixel.prod()).round(2)
+            about[f"{name}_um2"] = (about[name] * self.look.mpp**2).round(3)
+        low, high = (np.stack([about[f"bbox-{k}"] for k in some], axis=1) for some in ((0, 1), (2, 3)))
+        about["at_border"] = np.hstack([low <= pixel, high >= self.slide.shape - pixel]).max(axis=1)
+        centres = np.stack([about["centroid-0"], about["centroid-1"]], axis=1)
+        apart = np.linalg.norm(self.places[own] - centres, axis=1)
+        result: npt.NDArray[np.float64] = np.where(self.tree.query(centres)[1] == own, apart, apart + _OTHERS)
+        return result
+
+    def _ring(
+        self, outline: Outline, factor: npt.NDArray[np.float64], shift: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """An outline of a reduced sheet as a closed ring of (x, y) in level 0."""
+        ring = ((outline.vertices + 0.5) / factor + shift) * self.down
+        ring = ring.clip(0, self.slide.shape)[:, ::-1]
         # Of all that is kept of a cell outlines take most memory; single precision is a hundredth of a pixel.
-        drawn = [np.minimum((ring + shift[::-1]) * self.down, (columns, rows)).astype(np.float32) for ring in rings]
-        centre = (cell["centroid-0"], cell["centroid-1"])
-        apart = float(np.hypot(*(self.places[k] - centre)))
-        return apart if self.tree.query(centre)[1] == k else apart + _OTHERS, drawn
+        return np.concatenate([ring, ring[:1]]).astype(np.float32)
 
     def crop(self, cell: Sighting) -> npt.NDArray[np.uint8]:
         """Cut a cell out of the slide as the network wants it."""

@@ -46,6 +46,7 @@ _FILM_UM = 6.0
 
 _SHEET = 24
 _BATCH = 64
+_EIGHTHS = 8
 _OTHERS = 1e9
 """Added to the distance of a cell that belongs to another candidate."""
 
@@ -73,15 +74,26 @@ class Whole:
 class Sighting:
     """A cell of a window: a row of the table, its outline, and how it lies to its candidate.
 
-    A slide has tens of thousands of them, so that a dict for each row would take more memory than the film does.
+    A slide has tens of thousands of them while it is worked on. As numbers in small blocks each takes half a kilobyte,
+    and none of them lies between the large blocks of what is being outlined, where free memory could not be used again.
+
+    Attributes
+    ----------
+    columns : names and types of the table's columns
+    row : their values
+    curve : the outline, int16 (m, 2): x and y from the first corner of the cell's box, in eighths of a pixel of level 0
+    crop : what the network is to see; None before and after
+    apart : pixels from the candidate, and `_OTHERS` more where it is nearer to another
+    probabilities : float32, by class; empty before it is classified
+    unlikeness : see `napari_wbc.unlikeness`
     """
 
-    columns: tuple[str, ...]
-    values: tuple[Any, ...]
-    rings: Rings
+    columns: np.dtype[Any]
+    row: bytes
+    curve: bytes
     crop: npt.NDArray[np.uint8] | None
     apart: float
-    probabilities: npt.NDArray[np.float32] | None = None
+    probabilities: bytes = b""
     unlikeness: float = float("nan")
 
     @property
@@ -90,7 +102,14 @@ class Sighting:
         return self["centroid-0"], self["centroid-1"]
 
     def __getitem__(self, column: str) -> Any:
-        return self.values[self.columns.index(column)]
+        return np.frombuffer(self.row, self.columns)[column].item()
+
+    @property
+    def rings(self) -> Rings:
+        """The outline as `napari_wbc.geojson.outlines` gives it."""
+        corner = np.array([self["bbox-1"], self["bbox-0"]], np.float32)
+        # Single precision is a hundredth of a pixel, and of all that is kept of a cell outlines take most memory.
+        return [corner + np.frombuffer(self.curve, np.int16).reshape(-1, 2).astype(np.float32) / _EIGHTHS]
 
 
 @dataclass(frozen=True)
@@ -197,7 +216,7 @@ def once(seen: Sequence[Sighting], classified: bool) -> tuple[list[Sighting], li
     found = sorted(seen, key=lambda cell: (cell.apart, cell.centre))
     if not found:
         return [], []
-    radius = np.sqrt(np.array([cell["area"] for cell in found]) / np.pi)
+    radius = np.sqrt(_rows(found)["area"] / np.pi)
     centres = _centres(found)
     # Two are one cell if the centre of either lies in the other: a window may see more of a cell, or two as one.
     around = [set(near_by) for near_by in cKDTree(centres).query_ball_point(centres, radius)]
@@ -212,7 +231,7 @@ def once(seen: Sequence[Sighting], classified: bool) -> tuple[list[Sighting], li
         taken[k] = True
         kept.append(cell)
     kept.sort(key=lambda cell: cell.centre)
-    return kept, [cell for cell in kept if classified and cell.probabilities is None]
+    return kept, [cell for cell in kept if classified and not cell.probabilities]
 
 
 def judge(slide: Slide, plan: Plan, cells: Sequence[Sighting], classifier: Classifier) -> None:
@@ -285,12 +304,13 @@ class _Job:
         is_cut[window[cut & mine]] = True
         apart = self._placed(about, factor, shifts[window], own)
         outlines = [one for one, is_there in zip(seen.outlines, there, strict=True) if is_there]
-        names = tuple(name for name in about if name != "label")
-        rows = zip(*(about[name].tolist() for name in names), strict=True)
-        for k, row in enumerate(rows):
-            if not cut[k]:
-                ring = self._ring(outlines[k], factor, shifts[window[k]])
-                found[window[k]].append(Sighting(names, row, [ring], None, float(apart[k])))
+        rows = np.empty(len(window), [(name, values.dtype) for name, values in about.items() if name != "label"])
+        for name in rows.dtype.names or ():
+            rows[name] = about[name]
+        for k in np.flatnonzero(~cut):
+            corner = (rows["bbox-0"][k], rows["bbox-1"][k])
+            curve = self._curve(outlines[k], factor, shifts[window[k]], corner)
+            found[window[k]].append(Sighting(rows.dtype, rows[k].tobytes(), curve, None, float(apart[k])))
         return list(zip(found, is_cut.tolist(), strict=True))
 
     def _sheet(self, group: Sequence[int], half: int) -> tuple[int, int, Any, Indices, Indices, Any]:
@@ -351,14 +371,13 @@ class _Job:
         result: npt.NDArray[np.float64] = np.where(self.tree.query(centres)[1] == own, apart, apart + _OTHERS)
         return result
 
-    def _ring(
-        self, outline: Outline, factor: npt.NDArray[np.float64], shift: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float32]:
-        """An outline of a reduced sheet as a closed ring of (x, y) in level 0."""
-        ring = ((outline.vertices + 0.5) / factor + shift) * self.down
-        ring = ring.clip(0, self.slide.shape)[:, ::-1]
-        # Of all that is kept of a cell outlines take most memory; single precision is a hundredth of a pixel.
-        return np.concatenate([ring, ring[:1]]).astype(np.float32)
+    def _curve(
+        self, outline: Outline, factor: npt.NDArray[np.float64], shift: npt.NDArray[np.int64], corner: tuple[int, int]
+    ) -> bytes:
+        """An outline of a reduced sheet as `Sighting` keeps it."""
+        ring = (((outline.vertices + 0.5) / factor + shift) * self.down).clip(0, self.slide.shape) - corner
+        eighths: npt.NDArray[np.int16] = np.rint(np.concatenate([ring, ring[:1]])[:, ::-1] * _EIGHTHS).astype(np.int16)
+        return eighths.tobytes()
 
     def crop(self, cell: Sighting) -> npt.NDArray[np.uint8]:
         """Cut a cell out of the slide as the network wants it."""
@@ -390,22 +409,29 @@ def crop_slide(
 def _classify(classifier: Classifier, cells: Sequence[Sighting]) -> None:
     judged = classifier.judge(np.stack([cell.crop for cell in cells if cell.crop is not None]))
     for cell, row, unlikeness in zip(cells, *judged, strict=True):
-        cell.probabilities, cell.unlikeness, cell.crop = row, float(unlikeness), None
+        cell.probabilities, cell.unlikeness, cell.crop = row.tobytes(), float(unlikeness), None
+
+
+def _rows(found: Sequence[Sighting]) -> npt.NDArray[Any]:
+    return np.frombuffer(b"".join(cell.row for cell in found), found[0].columns)
 
 
 def _centres(found: Sequence[Sighting]) -> npt.NDArray[np.float64]:
-    return np.array([cell.centre for cell in found], dtype=np.float64).reshape(-1, 2)
+    if not found:
+        return np.empty((0, 2))
+    rows = _rows(found)
+    return np.stack([rows["centroid-0"], rows["centroid-1"]], axis=1)
 
 
 def _table(found: Sequence[Sighting], name: str, card: ModelCard | None, threshold: float) -> Cells:
     if not found:
         return Cells.empty(card.classes if card else ())
-    table = pd.DataFrame([cell.values for cell in found], columns=list(found[0].columns))
+    table = pd.DataFrame(_rows(found))
     table["label"], table["slide"], table["probability"] = np.arange(1, len(found) + 1), name, np.nan
     table["class"] = table["class_model"] = ""
     cells = Cells(table)
     if card is None:
         return cells
-    rows = np.stack([cell.probabilities for cell in found if cell.probabilities is not None])
+    rows = np.frombuffer(b"".join(cell.probabilities for cell in found), np.float32).reshape(len(found), -1)
     unlikeness = np.array([cell.unlikeness for cell in found])
     return cells.with_predictions(rows, card.classes, threshold, unlikeness, card.unlike_above)

@@ -288,8 +288,25 @@ def test_a_slide_that_is_another_one_now_is_done_again(folder, tmp_path):
     assert (tmp_path / "out/a/cells.csv").read_bytes() != first
     here.unlink()  # finished, then put away: it stays finished
     shutil.copy(FIELDS[0], tmp_path / "b.jpg")
-    assert "1 done, 1 done before" in call(tmp_path / "b.jpg", "-o", tmp_path / "out")
+    assert "1 done, 1 done before" in call(tmp_path / "b.jpg", here, "-o", tmp_path / "out")
     assert pd.read_csv(tmp_path / "out/summary.csv")["slide"].tolist() == ["b.jpg", "a.tif"]
+
+
+def test_a_slide_that_is_not_named_again_is_kept_and_in_no_count(folder, reference, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(reference, out)
+    said = call(folder / "photo.jpg", "-o", out)
+    assert "0 done, 1 done before" in said
+    assert "not counted, since they are not named this time: a b.tif, c.ome.tif, ü ..svs (3)" in said
+    assert re.search(r"\d white cells? in 1 picture ", said)
+    assert list(states(out)) == pd.read_csv(out / "summary.csv")["slide"].tolist() == ["photo.jpg"]
+    cells = dataset.dataset(out / "cells.parquet", partitioning="hive").to_table()
+    assert set(cells["slide"].to_pylist()) == {"photo.jpg"}
+    kept = {path: path.read_bytes() for path in out.glob("*/cells.csv")}
+    assert len(kept) == 4
+    assert "0 done, 4 done before" in call(folder, "-o", out)  # named again, it is counted without being read
+    assert content(out) == content(reference)
+    assert {path: path.read_bytes() for path in kept} == kept
 
 
 def test_results_that_a_reviewer_corrected_stay(folder, tmp_path):

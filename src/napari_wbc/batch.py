@@ -136,6 +136,11 @@ class Batch:
     folder : BatchFolder
         Held by this process.
 
+    Attributes
+    ----------
+    unnamed : list of str
+        Slides of an earlier start that are not named this time: their results stay, in no table and in no count.
+
     Raises
     ------
     ExportError
@@ -159,9 +164,7 @@ class Batch:
             if key in self._entries:
                 raise ExportError(f"{folder.path}: two slides would be called {key} in it; choose another folder")
             self._entries[key] = entry
-        for record in records.values():  # finished earlier, and not named this time
-            item = Input(Path(record["path"]), record["slide"], record["folder"])
-            self._entries[f"/{item.path}"] = _Entry(Listed(item, record["about"]), "skipped", record=record)
+        self.unnamed = sorted(record["slide"] for record in records.values())
 
     @property
     def states(self) -> Counter[str]:
@@ -213,6 +216,7 @@ class Batch:
         """
         classes = self.folder.terms.card.classes
         try:
+            self.folder.count_only({key for key, entry in self._entries.items() if entry.state != "failed"})
             self._write(classes)
             yield from (entry.report() for entry in self._entries.values())
             written = time.monotonic()

@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +19,8 @@ import pandas as pd
 
 from .atomic import ExportError, check_writable, new_file
 from .batch_list import SUMMARY, Listed
-from .batch_made import Made, also, facts_of, part_of
-from .export import place_results, write_results
+from .batch_made import Made
+from .export import place_results
 from .inputs import Input, fingerprint, printable
 from .keep import ResultFolders
 from .record import FORMAT, Settings, differences, now, versions
@@ -154,12 +154,37 @@ class BatchFolder:
         for path in sorted((self.path / _STATES).glob("*.json")):
             with suppress(ValueError, OSError):
                 record = json.loads(path.read_text(encoding="utf-8"))
-                if (self.path / record["folder"]).is_dir() and self._part(record["slide"]).is_file():
+                parts = self._part(record["slide"]), self._aside(record["folder"])
+                if (self.path / record["folder"]).is_dir() and any(part.is_file() for part in parts):
                     found[str(record["folder"])] = record
         return found
 
+    def count_only(self, folders: Collection[str]) -> None:
+        """Take the cells of all other finished slides out of ``cells.parquet``, and those of these in again.
+
+        Raises
+        ------
+        ExportError
+            If a file cannot be moved.
+        """
+        for name, record in self.records().items():
+            source, target = self._part(record["slide"]), self._aside(name)
+            if name in folders:
+                source, target = target, source
+            if source.is_file():
+                try:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    source.replace(target)
+                except OSError as error:
+                    raise ExportError(f"{source}: cannot be moved ({error.strerror}); close what reads it") from error
+                _remove_empty(source)
+
     def _part(self, slide: str) -> Path:
         return self.path / _DATASET / f"slide={quoted(slide)}" / "cells.parquet"
+
+    def _aside(self, folder: str) -> Path:
+        """Where the part of a slide waits that this run does not name."""
+        return self.path / _STATES / f"{folder}.parquet"
 
     def keep(self, listed: Listed, what: Analysis | Made, before: Mapping[str, int], seconds: float) -> dict[str, Any]:
         """Write all that is kept of a slide, last of all that it is finished, and return the record.
@@ -175,20 +200,15 @@ class BatchFolder:
         """
         item = listed.input
         check_same(item, before)
-        facts = what.facts if isinstance(what, Made) else facts_of(what)
-        record = {
-            "folder": item.folder, "slide": item.slide, "path": str(item.path.absolute()), **before,
-            "about": dict(listed.about), "seconds": round(seconds, 3), **facts,
-        }  # fmt: skip
         with _disk_errors():
-            if isinstance(what, Made):
-                place_results(what.files, self.path / item.folder)
-            else:
-                write_results(
-                    what, self.path / item.folder, also=lambda folder: also(what, folder, self.terms.ome_labels)
-                )
+            made = what if isinstance(what, Made) else Made.of(what, self.terms.ome_labels)
+            record = {
+                "folder": item.folder, "slide": item.slide, "path": str(item.path.absolute()), **before,
+                "about": dict(listed.about), "seconds": round(seconds, 3), **made.facts,
+            }  # fmt: skip
+            place_results(made.files, self.path / item.folder)
             with new_file(self._part(item.slide)) as fresh:
-                fresh.write_bytes(what.part if isinstance(what, Made) else part_of(what.cells))
+                fresh.write_bytes(made.part)
             with new_file(self.path / _STATES / f"{item.folder}.json") as fresh:
                 fresh.write_text(json.dumps(record) + "\n", encoding="utf-8")
         found: dict[str, Any] = json.loads(json.dumps(record))  # as a later start reads it
@@ -203,8 +223,7 @@ class BatchFolder:
             (self.path / _STATES / f"{item.folder}.json").unlink(missing_ok=True)
             part = self._part(item.slide)
             part.unlink(missing_ok=True)
-            part.parent.rmdir()
-            part.parent.parent.rmdir()
+            _remove_empty(part)
         return self.results.clear(item, reason)
 
     def write_tables(self, entries: Sequence[Mapping[str, Any]], classes: Sequence[str], seconds: float) -> None:
@@ -246,6 +265,13 @@ def check_same(item: Input, before: Mapping[str, int]) -> None:
 def quoted(slide: str) -> str:
     """Return the name of a slide as part of a path, as pyarrow reads it back."""
     return re.sub(r'[%/\\<>:"|?*=\x00-\x1f]|[. ]$', lambda found: f"%{ord(found[0]):02X}", slide)
+
+
+def _remove_empty(part: Path) -> None:
+    """Remove the folders of a part that is no longer there, where they hold nothing else."""
+    with suppress(OSError):
+        part.parent.rmdir()
+        part.parent.parent.rmdir()
 
 
 @contextmanager

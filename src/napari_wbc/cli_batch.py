@@ -135,6 +135,11 @@ def _end(run: Batch, output: Path, why: tuple[str, int]) -> None:
         say(f"Failed: {path}: {reason}", error=True)
     if len(failures) > 20:
         say(f"and {len(failures) - 20} more; summary.csv has all", error=True)
+    if run.unnamed:
+        say(
+            f"Note: results of an earlier run stay but are not counted, since they are not named this time: "
+            f"{', '.join(run.unnamed[:_SHOWN])}{' …' if run.unnamed[_SHOWN:] else ''} ({len(run.unnamed)})"
+        )
     parts = [f"{states['done']} done"]
     parts += [f"{states['skipped']} done before"] * bool(states["skipped"])
     parts += [f"{len(failures)} failed"] * bool(failures)

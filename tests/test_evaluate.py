@@ -180,6 +180,10 @@ def test_commands(tmp_path: Path) -> None:
     judged = pd.read_csv(tmp_path / "r/tiny_crops_val_predictions.csv")
     assert sorted(judged["file"]) == sorted(held["file"])
     assert judged["right"].sum() == held["right"].sum()
+    words = "trained with --mpp 0.145; give --mpp here, too"
+    assert words not in told.output
+    told = CliRunner().invoke(app, command[:-2])
+    assert " ".join(told.output.split()).count(words) == 1  # the shipped model's card names no such scale
     assert "--split-file needs --part" in CliRunner().invoke(app, [*command, "--split-file", run]).output
     told = CliRunner().invoke(app, ["models"])
     assert "tiny: custom_cnn" in told.output

@@ -196,6 +196,19 @@ def test_without_network_it_is_said_where_the_weights_are_from(network, words, t
         assert f"{tmp_path}/checkpoints" in str(caught.value)
 
 
+def test_weights_that_cannot_be_had_are_told_before_any_picture_is_looked_at(tree, tmp_path, monkeypatch) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", no_network)
+    (tree / "neutrophil" / "cut.jpg").write_bytes(b"")
+    stages: list[str] = []
+    with pytest.raises(ValueError, match="cannot be had"):
+        train(tree, Recipe(), tmp_path / "run", report=lambda stage, *_: stages.append(stage))
+    assert stages == []
+    assert not (tmp_path / "run").exists()
+
+
 def test_early_stopping(tree: Path, tmp_path: Path) -> None:
     done = run(tree, tmp_path / "run", TINY.but(epochs=30, lr=1e-9, patience=2))
     assert len(done.history) < 30

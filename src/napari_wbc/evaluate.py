@@ -250,6 +250,13 @@ def evaluate(
     unit, copies, _ = find_copies(found)
     if copies:
         notes.append(f"{copies} pictures are near-copies of another")
+    given = classifier.card.training.get("mpp")
+    by_scale = mpp is None and not classifier.card.crop.cells and found.dataset.table["mpp"].isna().any()
+    if by_scale and isinstance(given, int | float):
+        notes.append(
+            f"the scale of each picture is its own or measured, but the model was trained with --mpp {given:g}; give "
+            "--mpp here, too, if it is known"
+        )
     crops = cut_cells(
         found.dataset, classifier.card.crop, mpp=mpp,
         progress=(lambda k, n: report("cutting cells", k, n)) if report else None,

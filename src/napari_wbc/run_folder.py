@@ -98,8 +98,8 @@ def keep_start(folder: Path, ready: Prepared) -> None:
             table.to_csv(fresh, index=False)
 
 
-def card_of(name: str, recipe: Recipe, ready: Prepared, history: pd.DataFrame) -> ModelCard:
-    """The card of a model that was trained so."""
+def card_of(name: str, recipe: Recipe, ready: Prepared, history: pd.DataFrame, mpp: float | None = None) -> ModelCard:
+    """The card of a model that was trained so, on pictures of so many µm per pixel if that was given."""
     counts = pd.Series(ready.split.part).value_counts()
     head: dict[str, Any] = {"hidden": recipe.hidden, "dropout": recipe.dropout}
     if recipe.batch_norm == "folded":
@@ -116,6 +116,8 @@ def card_of(name: str, recipe: Recipe, ready: Prepared, history: pd.DataFrame) -
     }
     if recipe.scaled:
         training["scaled"] = recipe.scaled
+    if mpp is not None:
+        training["mpp"] = mpp
     return ModelCard(
         name, recipe.network, ready.classes, recipe.size, recipe.preprocessing, views=recipe.views, head=head,
         threshold=recipe.threshold,

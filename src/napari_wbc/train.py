@@ -165,7 +165,7 @@ def train(
             f"the loss was no number in the first epoch: nothing was learnt and nothing is kept. The learning rate "
             f"{recipe.lr:g} may be too high"
         )
-    card = card_of(name, recipe, ready, history)
+    card = card_of(name, recipe, ready, history, mpp)
     state = follower.states["average" if recipe.average != "none" else recipe.keep]
     if not all(torch.isfinite(value).all() for value in state.values() if value.is_floating_point()):
         state = follower.states["best"]

@@ -5,7 +5,7 @@ import pytest
 
 from napari_wbc.agreement import by_model, compare, difference_limits, kappa
 from napari_wbc.cells import Cells, measure
-from napari_wbc.count import differential
+from napari_wbc.count import differential, differential_of
 from napari_wbc.counted import chosen, walk
 from napari_wbc.reference import SHIPPED, RangesError, flag_sign, load_ranges, with_ranges
 
@@ -94,6 +94,9 @@ def test_ranges_flags_and_absolute_counts():
     assert table.loc["lymphocyte", ["per_ul", "per_ul_flag"]].tolist() == [1200, ""]
     assert table.loc["erythroblast", "per_ul"] == 120
     assert with_ranges(counts, load_ranges())["per_ul"].isna().all()
+    few = with_ranges(differential_of({"neutrophil": 60, "lymphocyte": 40, "basophil": 0}), load_ranges(), 6_000)
+    # Most counts of 100 meet no basophil: that is low neither in % nor per µL.
+    assert few.set_index("class").loc["basophil", ["flag", "per_ul_flag"]].tolist() == ["", ""]
     for wbc in (0, -1, 1e9, float("nan")):
         with pytest.raises(ValueError, match="WBC is"):
             with_ranges(counts, load_ranges(), wbc)

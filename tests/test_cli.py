@@ -20,7 +20,8 @@ from napari_wbc import classifier as classifier_module
 from napari_wbc._sample_data import samples
 from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.cli import app
-from napari_wbc.count import differential
+from napari_wbc.console import print_differential, say_notes
+from napari_wbc.count import differential, differential_of
 from napari_wbc.export import read_cells, read_results
 from napari_wbc.inputs import find_images, name_inputs
 from napari_wbc.pipeline import annotate
@@ -145,6 +146,43 @@ def test_no_pictures_is_wrong_usage(arguments, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [["report", "nosuch", "-o", "x.html"], ["report", ".", "-o", "x.html", "--image", "nosuch"],
+     ["report", ".", "-o", "x.html", "--ranges", "nosuch"], ["export", "nosuch", "-o", "x.json"], ["dataset", "nosuch"],
+     ["train", ".", "nosuch", "-o", "x"], ["train", ".", "-o", "x", "--start", "nosuch"],
+     ["search", "nosuch", "-o", "x", "--sweep", "lr=1,2"], ["evaluate", "wbc8-mobilenetv2", "nosuch", "-o", "x"],
+     ["evaluate", "nosuch", ".", "-o", "x"], ["annotate", "nosuch", "-o", "x"], ["batch", "nosuch", "-o", "x"]],
+)  # fmt: skip
+def test_a_path_that_is_not_there_is_wrong_usage_of_every_command(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    output = call(*arguments, code=2)
+    assert "nosuch" in output
+    assert "no such file or folder" in output or "no model" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_of_cells_in_notes_are_added_up(capsys):
+    say_notes({"1 cell left out": 6, "3 cells left out": 2, "a scale was assumed": 1}, 18)
+    assert capsys.readouterr().out.splitlines() == [
+        "Note: 12 cells left out (in 8 of 18 pictures)", "Note: a scale was assumed (in 1 of 18 pictures)"
+    ]  # fmt: skip
+
+
+def test_what_is_no_white_cell_with_a_class_is_told(capsys):
+    counts = {"neutrophil": 9, "erythroblast": 3, "platelet": 0, "unidentified": 1}
+    print_differential(differential_of(counts), 1, 15)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "9 white cells in 1 picture, of 15 cells; the others stand below" in said
+    assert "erythroblast: 3 (too few white cells for a ratio)" in said
+    assert "without a class: 2, in no count" in said
+    print_differential(differential_of({"neutrophil": 1, "unidentified": 0}), 1, 1)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 white cell in 1 picture" in said
+    assert "others" not in said
+    assert "without" not in said
+
+
+@pytest.mark.parametrize(
     "options",
     [["--mpp", "0"], ["--mpp", "nan"], ["--mpp", "99"], ["--threshold", "1.5"], ["--threshold", "nan"],
      ["--model", "nosuch"], ["--device", "abacus"], ["--nosuch"]],
@@ -205,7 +243,7 @@ def test_what_is_done_is_kept_when_the_user_stops(tmp_path, monkeypatch):
 
 
 def test_segment_gives_cells_without_classes(tmp_path):
-    assert "2 cells in 1 pictures" in call("segment", FIELD, "-o", tmp_path)
+    assert "2 cells in 1 picture\n" in call("segment", FIELD, "-o", tmp_path)
     assert sorted(p.name for p in (tmp_path / FIELD.stem).iterdir()) == ["cells.csv", "labels.tif"]
     results = read_results(tmp_path / FIELD.stem)
     assert results.cells.classes == ()

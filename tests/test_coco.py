@@ -127,8 +127,8 @@ def test_an_added_point_has_no_place_in_coco(reviewed, tmp_path):
         reviewed, tmp_path / "r", ignore=shutil.ignore_patterns("decisions*", "*before*", ".*", "*.parquet")
     )
     pd.concat([table, point]).to_csv(tmp_path / "r/cells.csv", index=False)
-    assert "Note: 1 cells without outline or scale are left out" in call(tmp_path / "r", "-o", tmp_path / "x.json")
-    assert "Note: 1 cells" in call(tmp_path / "r", "-o", tmp_path / "crops")
+    assert "Note: left out, without outline or scale: 1 cell " in call(tmp_path / "r", "-o", tmp_path / "x.json")
+    assert "scale: 1 cell " in call(tmp_path / "r", "-o", tmp_path / "crops")
 
 
 def test_what_cannot_be_exported_is_named(reviewed, tmp_path):
@@ -136,4 +136,4 @@ def test_what_cannot_be_exported_is_named(reviewed, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/x.txt").write_text("x")
     assert "holds files" in call(reviewed, "-o", tmp_path / "mine", code=1)
-    assert "no such folder" in call(tmp_path / "none", "-o", tmp_path / "x.json", code=1)
+    assert "no such file" in call(tmp_path / "none", "-o", tmp_path / "x.json", code=2)

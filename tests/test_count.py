@@ -27,19 +27,19 @@ def test_clopper_pearson_against_published_values():
 
 def test_percentages_are_over_identified_white_cells_only():
     table = differential(
-        cells_of(neutrophil=6, lymphocyte=2, erythroblast=4, platelet=3, unidentified=2, not_a_white_cell=1, smudge=2),
+        cells_of(neutrophil=12, lymphocyte=4, erythroblast=8, platelet=3, unidentified=4, not_a_white_cell=1, smudge=4),
         "s",
     ).set_index("class")
-    assert table.loc["neutrophil", ["n", "of", "value"]].tolist() == [6, 8, 75]
-    assert table.loc["lymphocyte", ["n", "of", "value"]].tolist() == [2, 8, 25]
-    assert table.loc["erythroblast", ["n", "value", "unit"]].tolist() == [4, 50, "per 100 white cells"]
+    assert table.loc["neutrophil", ["n", "of", "value"]].tolist() == [12, 16, 75]
+    assert table.loc["lymphocyte", ["n", "of", "value"]].tolist() == [4, 16, 25]
+    assert table.loc["erythroblast", ["n", "value", "unit"]].tolist() == [8, 50, "per 100 white cells"]
     assert table.loc["platelet", "n"] == 3
     assert np.isnan(table.loc["platelet", "low"])
-    assert table.loc[UNIDENTIFIED, ["n", "of", "value"]].tolist() == [2, 10, 20]
+    assert table.loc[UNIDENTIFIED, ["n", "of", "value"]].tolist() == [4, 20, 20]
     assert table.loc["not a white cell", ["n", "group"]].tolist() == [1, "other"]
-    assert table.loc["smudge", ["n", "of", "value", "unit"]].tolist() == [2, 8, 25, "per 100 white cells"]
-    assert table["n"].sum() == 20
-    low, high = clopper_pearson(4, 12)
+    assert table.loc["smudge", ["n", "of", "value", "unit"]].tolist() == [4, 16, 25, "per 100 white cells"]
+    assert table["n"].sum() == 36
+    low, high = clopper_pearson(8, 24)
     expected = (100 * low / (1 - low), 100 * high / (1 - high))
     assert tuple(table.loc["erythroblast", ["low", "high"]]) == pytest.approx(expected, abs=1e-4)
 
@@ -55,7 +55,10 @@ def test_no_cell_is_zero_counts():
     assert table["value"].isna().all()
 
 
-def test_erythroblasts_without_a_white_cell_have_no_ratio():
-    table = differential(cells_of(erythroblast=3)).set_index("class")
-    assert table.loc["erythroblast", "n"] == 3
-    assert np.isnan(table.loc["erythroblast", "value"])
+def test_beside_few_white_cells_there_is_no_ratio():
+    """Its limits would be 0 to 3900 per 100 beside one, and infinite beside none."""
+    for white in (0, 1, 9):
+        table = differential(cells_of(erythroblast=3, neutrophil=white, smudge=1)).set_index("class")
+        assert table.loc[["erythroblast", "smudge"], "n"].tolist() == [3, 1]
+        assert table.loc[["erythroblast", "smudge"], ["value", "low", "high"]].isna().all(axis=None)
+    assert differential(cells_of(erythroblast=3, neutrophil=10)).set_index("class").loc["erythroblast", "value"] == 30

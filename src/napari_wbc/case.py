@@ -232,9 +232,11 @@ def case_of(
     if analysis is not None:
         card, look = analysis.card, analysis.appearance
         rings = rings or (dict(analysis.whole.rings) if analysis.whole else {})
-        facts = {**facts, "mpp": look.mpp, "mpp_source": look.mpp_source, "notes": list(analysis.notes)}
+        facts = {**facts, "mpp": look.mpp, "mpp_source": look.mpp_source, "notes": list(analysis.notes),
+                 "sha256": slide.sha256()}  # fmt: skip
         run = {"model": {"name": card.name, "sha256": card.sha256} if card else None,
-               "threshold": analysis.threshold if card else None, "versions": versions()}  # fmt: skip
+               "threshold": analysis.threshold if card else None, "versions": versions(),
+               "started": analysis.at}  # fmt: skip
         if analysis.whole is not None:
             facts = {**facts, "regions": analysis.whole.regions.to_dict("records")}
     rings |= session.added_outlines if session else {}

@@ -14,6 +14,7 @@ from .class_names import UNIDENTIFIED
 from .regions import Regions
 
 IMPROBABLE, UNLIKE = "improbable", "unlike"
+UNLIKE_NOTE = "left unidentified as unlike those that the model knows: perhaps blasts, clumps or dirt"
 PROBABILITY_PREFIX = "p_"
 
 

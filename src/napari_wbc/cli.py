@@ -28,6 +28,7 @@ from .console import (
 )
 from .inputs import printable
 from .piped import serve_program
+from .words import plural
 
 _CODES = (
     "Exit codes: 0 all went well, 1 everything failed, 2 wrong usage, 3 some files failed (the others are done), "
@@ -109,7 +110,7 @@ def annotate(
         if run.counted:
             blocks, pooled = count_run(run.counted)
             run.keep(output, classifier.card, blocks)
-            print_differential(pooled, len(run.counted))
+            print_differential(pooled, len(run.counted), sum(len(outcome.cells or ()) for outcome in run.counted))
         else:
             run.keep(output, classifier.card, None)
     run.end(f"Results in {output}")
@@ -131,7 +132,8 @@ def segment(
     run.work(None, ResultFolders(output, ("cells.csv", "labels.tif"), overwrite=overwrite))
     with told():
         run.keep(output, None, None)
-    say(f"{sum(len(outcome.cells or ()) for outcome in run.done)} cells in {len(run.done)} pictures")
+    cells = sum(len(outcome.cells or ()) for outcome in run.done)
+    say(f"{plural(cells, 'cell')} in {plural(len(run.done), 'picture')}")
     run.end(f"Results in {output}")
 
 
@@ -163,7 +165,7 @@ def crop(
         stop(str(error), USAGE)
     folder = CropFolder(output, size)
     run.work(classifier, folder)
-    result = f"{len(folder.crops)} crops in {output}"
+    result = f"{plural(len(folder.crops), 'crop')} in {output}"
     if run.done:
         with told():
             if not folder.finish(pool(run.done), stopped=run.stopped):
@@ -208,7 +210,7 @@ def classify(
     done = [row for row in rows if not row["error"]]
     print_table(["class", "crops"], Counter(row["class"] for row in done).most_common())
     run.notes = Counter(f"scale {row['scale']}" for row in done)
-    run.end(f"{len(done)} predictions in {output}", len(done))
+    run.end(f"{plural(len(done), 'prediction')} in {output}", len(done))
 
 
 app.command(epilog=_CODES)(cli_batch.batch)
@@ -239,7 +241,7 @@ def samples(
         with new_file(output / "LICENCES.txt") as fresh:
             lines = (f"{s.path.name}\n    {s.source}\n    Licence: {s.licence}\n" for s in found)
             fresh.write_text("\n".join(lines), encoding="utf-8")
-    say(f"{len(found)} pictures in {output}")
+    say(f"{plural(len(found), 'picture')} in {output}")
 
 
 @app.command()

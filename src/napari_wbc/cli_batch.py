@@ -30,6 +30,7 @@ from .console import (
 )  # fmt: skip
 from .inputs import printable
 from .piped import Lines, is_piped
+from .words import plural
 
 _SHOWN = 5
 """So many of the paths at which nothing is are named."""
@@ -145,10 +146,10 @@ def _end(run: Batch, output: Path, why: tuple[str, int]) -> None:
     parts += [f"{len(failures)} failed"] * bool(failures)
     parts += [f"{states['waiting']} not done"] * bool(states["waiting"])
     if finished:
-        print_differential(run.pooled, finished)
+        print_differential(run.pooled, finished, run.cells)
         say_scales((record["mpp_source"], record["mpp"]) for record in run.finished)
         say_notes(Counter(note for record in run.finished for note in record["notes"]), finished)
-    say(f"{', '.join(parts)}: {run.cells} cells in {finished} slide{'s' if finished != 1 else ''}")
+    say(f"{', '.join(parts)}: {plural(run.cells, 'cell')} in {plural(finished, 'slide')}")
     if finished:
         say(f"Results in {output}; summary.csv has a differential a slide")
     say("Research use only.")

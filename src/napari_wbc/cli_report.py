@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .console import ALL_FAILED, USAGE, say, stop, told
+from .console import ALL_FAILED, USAGE, need, say, stop, told
+from .words import plural
 
 if TYPE_CHECKING:
     from .case import Case
@@ -62,6 +63,7 @@ def report(
 
     if output.suffix.lower() not in SUFFIXES:
         stop(f"{output}: give a file that ends in {', '.join(SUFFIXES)}", USAGE)
+    need(results, image, ranges)
     also = [suffix for suffix, wanted in ((".json", json), (".csv", csv)) if wanted]
     with _errors():
         target: Any = int(count) if count and count != "all" else count
@@ -102,6 +104,7 @@ def export(
     suffix = output.suffix.lower()
     if suffix not in (".geojson", ".json", ""):
         stop(f"{output}: give a file that ends in .geojson (QuPath) or .json (COCO), or a folder (crops)", USAGE)
+    need(results, image)
     with _errors():
         case = read_case(results, image)
         check_outside(case, output)
@@ -119,9 +122,9 @@ def export(
         else:
             left_out = _write_crops(case, output, side_um, pixels)
     n = len(case.cells)
-    say(f"{n - left_out} cells of {len(case.pictures)} picture{'s' if len(case.pictures) != 1 else ''} in {output}")
+    say(f"{plural(n - left_out, 'cell')} of {plural(len(case.pictures), 'picture')} in {output}")
     if left_out:
-        say(f"Note: {left_out} cells without outline or scale are left out")
+        say(f"Note: left out, without outline or scale: {plural(left_out, 'cell')}")
     say("Research use only.")
 
 

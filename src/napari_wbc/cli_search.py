@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .cli_shared import SplitKind, Starts, bar_of, errors, read_data
-from .console import STOPPED, USAGE, Mpp, print_table, say, stop
+from .console import STOPPED, USAGE, Mpp, need, print_table, say, stop
 
 if TYPE_CHECKING:
     from .protocol import Protocol
@@ -34,6 +34,7 @@ def adapted(changes: Mapping[str, Any], starts: Sequence[str]) -> Callable[[Reci
         if key in told:
             raise ValueError(f"--start is given twice{f' for {key}' if key else ''}")
         told[key] = value
+        need(value if value not in ("imagenet", "random") else None)
 
     def adapt(recipe: Recipe) -> Recipe:
         full = recipe.pixels
@@ -155,6 +156,7 @@ def search(
     precision: Annotated[str, typer.Option(help="auto, 32, bf16 or 16.")] = "auto",
 ) -> None:
     """Try settings of a recipe one after the other, or every combination, and rank them."""
+    need(*data, split_file)
     with errors():
         from .protocol import Protocol, Stage, read_values
         from .recipe import load_recipe

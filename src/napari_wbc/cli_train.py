@@ -9,7 +9,8 @@ import typer
 
 from .cli_search import adapted, refuse_swept, run_protocol
 from .cli_shared import SplitKind, Starts, bar_of, errors, read_data
-from .console import STOPPED, USAGE, Mpp, load_classifier, print_table, result_line, say, stop
+from .console import STOPPED, USAGE, Mpp, load_classifier, need, print_table, result_line, say, stop
+from .words import plural
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -30,6 +31,7 @@ def dataset(
     """Report what labelled cells there are, what is wrong with them, and split them so that nothing leaks."""
     from .atomic import new_file
 
+    need(data)
     with errors(training=False):
         from .dataset import read_dataset
         from .dataset_pictures import check
@@ -39,8 +41,8 @@ def dataset(
             found = check(read_dataset(data), lambda k, n: report("checking pictures", k, n))
         counts = found.dataset.summary()
         print_table(["class", *counts.columns], [[str(name), *row] for name, *row in counts.itertuples()])
-        for row in found.sizes.head(5).itertuples(index=False):
-            say(f"{row.pictures} pictures of {row.width} × {row.height} pixels")
+        for row in found.sizes.head(5).to_dict("records"):
+            say(f"{plural(row['pictures'], 'picture')} of {row['width']} × {row['height']} pixels")
         if len(found.sizes) > 5:
             say(f"and {int(found.sizes['pictures'][5:].sum())} of {len(found.sizes) - 5} other sizes")
         _say_problems(found.dataset.problems)
@@ -102,6 +104,7 @@ def train(
         "scale": scale, "seed": seed,
     }  # fmt: skip
     changes = {key: value for key, value in values.items() if value is not None}
+    need(*data, split_file)
     with errors():
         from .protocol import load_protocol
 
@@ -143,7 +146,7 @@ def _train_one(cells: Any, recipe: Recipe, output: Path, options: dict[str, Any]
     if hint := few_steps(done.card.training["steps"], len(done.history)):
         say(hint)
     last = done.history.iloc[-1]
-    say(f"{len(done.history)} epochs; validation accuracy {100 * last.val_accuracy:.1f} % in the last")
+    say(f"{plural(len(done.history), 'epoch')}; validation accuracy {100 * last.val_accuracy:.1f} % in the last")
     for result in done.card.results:
         say(f"{result['data']}, {result_line(result)}")
     say(f"Model {done.card.name} in {done.folder}; use it with --model {done.card.name}")
@@ -174,6 +177,7 @@ def evaluate(
     pairs = dict(text.split("=", 1) for text in classes or [] if "=" in text)
     if len(pairs) != len(classes or []):
         stop("--class takes FROM=TO, as in --class ig='immature granulocyte'", USAGE)
+    need(data, split_file)
     allowed = among if among in ("model", "data") else [name.strip() for name in among.split(",")]
     with errors():
         from .evaluate import evaluate as judge
@@ -190,7 +194,7 @@ def evaluate(
         page = write_report(results, output)
         for result in results:
             shown = metrics_table(result)
-            title = f"{result.model} on {result.data}: {len(result.table)} cells"
+            title = f"{result.model} on {result.data}: {plural(len(result.table), 'cell')}"
             print_table(list(shown.columns), shown.to_numpy().tolist(), title)
             say(limits_note(result))
             for note in result.notes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from .inputs import Input, find_images, name_inputs, printable
+from .words import plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -220,6 +223,13 @@ def say(text: str, *, error: bool = False) -> None:
     console.print(printable(text), style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
+def need(*paths: str | Path | None) -> None:
+    """Leave with exit code 2 if a file or folder that the user named is not there."""
+    for path in paths:
+        if path is not None and not os.path.exists(path):  # noqa: PTH110 - Path.exists raises for names too long
+            stop(f"{path}: no such file or folder; check the spelling", USAGE)
+
+
 def stop(text: str, code: int) -> NoReturn:
     """Print what is wrong and leave."""
     say(text, error=True)
@@ -235,9 +245,15 @@ def say_scales(pictures: Iterable[tuple[str, float]]) -> None:
 
 
 def say_notes(notes: Mapping[str, int], n_pictures: int) -> None:
-    """Print what was noted of the pictures of a run, and of how many."""
+    """Print what was noted of the pictures of a run, and of how many; numbers of cells are added up."""
+    cells, pictures = Counter[str](), Counter[str]()
     for note, n in notes.items():
-        say(f"Note: {note} ({n} of {n_pictures})")
+        number, text = re.fullmatch(r"(?:(\d+) cells? )?(.*)", note, re.DOTALL).groups()  # type: ignore[union-attr]
+        cells[text] += n * int(number or 0)
+        pictures[text] += n
+    for text, n in pictures.items():
+        said = f"{plural(cells[text], 'cell')} {text}" if cells[text] else text
+        say(f"Note: {said} (in {n} of {plural(n_pictures, 'picture')})")
 
 
 def print_table(heads: Sequence[str], rows: Iterable[Sequence[Any]], title: str = "") -> None:
@@ -254,21 +270,26 @@ def print_table(heads: Sequence[str], rows: Iterable[Sequence[Any]], title: str 
     Console().print(table, highlight=False)
 
 
-def print_differential(counts: pd.DataFrame, n_pictures: int) -> None:
-    """Print pooled counts: white cells, then apart from them what is not counted among them."""
+def print_differential(counts: pd.DataFrame, n_pictures: int, found: int) -> None:
+    """Print pooled counts of so many cells: white cells, then apart from them what is not counted among them."""
     rows = counts.to_dict("records")
     white = [row for row in rows if row["group"] == "white"]
     total = sum(row["n"] for row in white)
     print_table(
         ["class", "n", "%", "95 % limits"],
         [(row["class"], row["n"], _number(row["value"]), _limits(row)) for row in white],
-        f"{total} white cell{'s' if total != 1 else ''} in {n_pictures} picture{'s' if n_pictures != 1 else ''}",
+        f"{plural(total, 'white cell')} in {plural(n_pictures, 'picture')}"
+        + (f", of {plural(found, 'cell')}; the others stand below" if found != total else ""),
     )
     say("% of white cells with a class; exact 95 % limits (Clopper–Pearson)")
     for row in rows:
         if row["group"] != "white":
-            share = f" ({_number(row['value'])} {row['unit']}, 95 % limits {_limits(row)})"
-            say(f"{row['class']}: {row['n']}{share if _limits(row) else ''}")
+            share = f" ({_number(row['value'])} {row['unit']}, 95 % limits {_limits(row)})" if _limits(row) else ""
+            if row["n"] and row["unit"].startswith("per 100") and not share:
+                share = " (too few white cells for a ratio)"
+            say(f"{row['class']}: {row['n']}{share}")
+    if unnamed := found - int(counts["n"].sum()):
+        say(f"without a class: {unnamed}, in no count; give them one in the review")
 
 
 def result_line(result: Mapping[str, Any]) -> str:
@@ -280,7 +301,7 @@ def result_line(result: Mapping[str, Any]) -> str:
         text += f" (95 % limits {known['low']:.1f} – {known['high']:.1f})"
     return (
         text
-        + (f", {known['n']} cells" if "n" in known else "")
+        + (f", {plural(int(known['n']), 'cell')}" if "n" in known else "")
         + (f"; {result['scaled']}" if result.get("scaled") else "")
     )
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
 import pandas as pd
 
 from .cells import Cells
@@ -35,6 +34,8 @@ UNITS: Mapping[str, str] = {
 }
 COLUMNS = ("slide", "class", "group", "n", "of", "value", "low", "high", "unit")
 CONFIDENCE = 0.95
+FEW_WHITE = 10
+"""Beside fewer white cells a ratio per 100 of them says nothing: none of 9 may be up to 51 per 100, none of 1 3900."""
 
 
 def clopper_pearson(n: int, of: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -84,7 +85,8 @@ def differential(cells: Cells, slide: str = "") -> pd.DataFrame:
         ``value``, ``low`` and ``high`` are in the row's ``unit``; the limits
         are exact 95 % limits (`clopper_pearson`) and NaN for plain numbers.
         Those of erythroblasts and smudge cells per 100 white cells come from the
-        binomial of them among both, the ratio of two Poisson counts.
+        binomial of them among both, the ratio of two Poisson counts; beside less
+        than `FEW_WHITE` white cells there is no ratio, and ``value`` is NaN, too.
     """
     counts = cells.table["class"].value_counts()
     names = list(dict.fromkeys([*cells.classes, *sorted(counts.index.difference(["", UNIDENTIFIED]))]))
@@ -116,8 +118,9 @@ def _row(group: str, n: int, white: int) -> tuple[int, float, float, float]:
         return white, *((100 * n / white, 100 * low, 100 * high) if white else nothing)
     if group in ("erythroblast", "smudge"):
         low, high = clopper_pearson(n, n + white)
-        high_ratio = high / (1 - high) if high < 1 else np.inf
-        return white, *((100 * n / white, 100 * low / (1 - low), 100 * high_ratio) if white else nothing)
+        if white < FEW_WHITE:
+            return white, *nothing
+        return white, 100 * n / white, 100 * low / (1 - low), 100 * high / (1 - high)
     if group == "unidentified":
         low, high = clopper_pearson(n, n + white)
         return n + white, *((100 * n / (n + white), 100 * low, 100 * high) if n + white else nothing)

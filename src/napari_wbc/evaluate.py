@@ -16,6 +16,7 @@ from .class_names import usual_name
 from .dataset import Dataset, DatasetError, read_dataset
 from .dataset_pictures import check, cut_cells
 from .split import find_copies, parts_told
+from .words import plural
 
 if TYPE_CHECKING:
     from .classifier import Classifier
@@ -238,7 +239,7 @@ def evaluate(
     notes = []
     if unknown := sorted(set(names) - set(usable)):
         n = int(dataset.table["class"].isin(unknown).sum())
-        notes.append(f"{n} cells of {', '.join(unknown)} are left out: the model has no such class")
+        notes.append(f"left out, since the model has no such class: {plural(n, 'cell')} of {', '.join(unknown)}")
     if not usable:
         raise DatasetError(
             f"{dataset.name}: none of its classes ({', '.join(dataset.classes)}) is a class of the model "
@@ -246,7 +247,7 @@ def evaluate(
         )
     found = check(dataset.mapped(usable), (lambda k, n: report("checking pictures", k, n)) if report else None)
     if found.dataset.problems:
-        notes.append(f"{len(found.dataset.problems)} pictures are left out: unreadable, unlabelled or copies")
+        notes.append(f"left out, unreadable, unlabelled or a copy: {plural(len(found.dataset.problems), 'picture')}")
     unit, copies, _ = find_copies(found)
     if copies:
         notes.append(f"{copies} pictures are near-copies of another")

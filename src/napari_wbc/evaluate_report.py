@@ -16,6 +16,7 @@ from .atomic import new_file, safe_name
 from .evaluate import Evaluation, calibration_error, compare
 from .page import plain, render
 from .tables import to_csv
+from .words import plural
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,7 +116,7 @@ def draw(result: Evaluation) -> Figure:
     d.set(title="Accuracy of what is left", xlabel="least probable cells rejected, %", ylabel="right, %", xlim=(0, 50))
     for axes in (b, c, d):
         axes.grid(alpha=0.3)
-    figure.suptitle(f"{result.model} on {result.data}: {len(y)} cells")
+    figure.suptitle(f"{result.model} on {result.data}: {plural(len(y), 'cell')}")
     return figure
 
 
@@ -195,7 +196,7 @@ def write_report(results: Sequence[Evaluation], folder: str | Path) -> Path:
 
 def _section(result: Evaluation, stem: str, wrong: bool) -> Any:
     notes = [
-        f"{len(result.table)} cells, answers among {len(result.among)} classes",
+        f"{plural(len(result.table), 'cell')}, answers among {len(result.among)} classes",
         *result.notes,
         limits_note(result),
     ]

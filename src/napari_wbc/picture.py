@@ -14,6 +14,7 @@ import numpy.typing as npt
 from .cells import Cells
 from .geojson import Rings
 from .palette import colour
+from .words import plural
 
 if TYPE_CHECKING:
     from PIL import Image, ImageDraw, ImageFont
@@ -216,7 +217,7 @@ def _lines(cells: Cells) -> list[_Line]:
     counts = differential(cells)
     lines = []
     for row in counts.to_dict("records"):
-        if row["unit"] == "n" or row["of"] == 0:
+        if row["unit"] == "n" or np.isnan(row["value"]):
             lines.append(_Line(row["class"], str(row["n"])))
         else:
             sign = " / 100" if row["unit"].startswith("per 100") else " %"
@@ -242,7 +243,7 @@ def _panel(cells: Cells, unit: float, height: int) -> Image.Image:
     panel = Image.new("RGB", (round(width), max(height, round(needed))), _PAPER)
     draw = ImageDraw.Draw(panel)
     y = unit * 1.8
-    draw.text((unit, y), f"{len(cells)} cells" if len(cells) != 1 else "1 cell", fill=_INK, font=bold, anchor="lm")
+    draw.text((unit, y), plural(len(cells), "cell"), fill=_INK, font=bold, anchor="lm")
     y += unit * 2
     if lines:
         heads = ((0, "class", "lm"), (2, "n", "rm"), (3, "share", "rm"), (4, "95 % limits", "rm"))

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .cells import UNLIKE, Cells, measure
+from .cells import UNLIKE, UNLIKE_NOTE, Cells, measure
 from .crop import crop_cells
 from .plan import Polygons, Step
+from .record import now
 from .segment import Appearance, SegmentParameters, appearance, segment
 from .slide import ImageError, Slide
 from .whole import Found, Whole, find
+from .words import plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +73,8 @@ class Analysis:
         What the user should know: conversions, a scale that was assumed.
     whole : Whole or None
         Of a whole slide, the outlines of its cells and what its regions are.
+    at : str
+        When it was finished, with the zone (ISO 8601).
     """
 
     slide: Slide
@@ -81,6 +85,7 @@ class Analysis:
     threshold: float
     notes: tuple[str, ...]
     whole: Whole | None = field(default=None, repr=False)
+    at: str = field(default_factory=lambda: now().isoformat(timespec="seconds"), compare=False)
 
     @property
     def differential(self) -> pd.DataFrame:
@@ -296,15 +301,7 @@ ASSUMED_CELL_UM = 14.8
 
 def _unlike_notes(cells: Cells) -> list[str]:
     n = int((cells.table["reason"] == UNLIKE).sum())
-    if not n:
-        return []
-    if n == 1:
-        return [
-            "1 cell is unlike those that the model knows and was left unidentified: perhaps a blast, a clump or dirt"
-        ]
-    return [
-        f"{n} cells are unlike those that the model knows and were left unidentified: perhaps blasts, clumps or dirt"
-    ]
+    return [f"{plural(n, 'cell')} {UNLIKE_NOTE}"] if n else []
 
 
 def _scale_notes(look: Appearance, n: int) -> list[str]:

@@ -15,6 +15,7 @@ from .dataset import Dataset, read_dataset
 from .dataset_pictures import check, cut_cells
 from .recipe import Recipe
 from .split import Kind, Split, make_split
+from .words import plural
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, how much is done and how much there is to do."""
@@ -129,7 +130,7 @@ def prepare(
     y = np.asarray(dataset.table["class"].map(number), np.int64)
     notes = list(split.notes)
     if dataset.problems:
-        notes.append(f"{len(dataset.problems)} pictures are left out; see problems.csv")
+        notes.append(f"left out: {plural(len(dataset.problems), 'picture')}; see problems.csv")
     extra, extra_y, weight, told = _further(recipe, dataset, number, size, stored, cache, said)
     return Prepared(split, crops, stored, y, classes, extra, extra_y, weight, (*notes, *told))
 

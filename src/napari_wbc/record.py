@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .atomic import new_file
 from .inputs import Input, printable
+from .words import plural
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -225,7 +226,7 @@ def scales(pictures: Iterable[tuple[str, float]]) -> list[str]:
 
 
 def _scale(source: str, values: list[float]) -> str:
-    pictures = f"{len(values)} picture{'s' if len(values) != 1 else ''}"
+    pictures = plural(len(values), "picture")
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return f"Scale unknown in {pictures}"

@@ -15,8 +15,8 @@ import pandas as pd
 
 from .agreement import by_model, compare
 from .atomic import ExportError, new_file
-from .case import Case, check_outside, read_case
-from .cells import Cells
+from .case import Case, Picture, check_outside, read_case
+from .cells import UNLIKE_NOTE, Cells
 from .class_names import UNIDENTIFIED
 from .count import differential
 from .counted import chosen, sampling_line, walk
@@ -29,6 +29,7 @@ from .report_model import model_facts
 from .review_session import DEFAULTS
 from .slide import ImageError
 from .tables import to_csv
+from .words import plural
 
 if TYPE_CHECKING:
     from .report_pictures import Pictures
@@ -42,7 +43,7 @@ MOST_PICTURES = 20
 _USE = "Research use only. Not a medical device, not for diagnosis."
 _WHY = {
     "improbable": "no class was probable enough",
-    "unlike": "unlike the cells that the model knows",
+    "unlike": "unlike the cells that the model knows: perhaps blasts, clumps or dirt",
     "": "a reviewer left it so, or no reason was kept",
 }
 
@@ -281,7 +282,9 @@ def still_open(cells: Cells, signed: Mapping[str, Any] | None) -> list[str]:
     unresolved = int(cells.table["class"].isin([UNIDENTIFIED, ""]).sum())
     reasons = []
     if unresolved:
-        reasons.append(f"{unresolved} of {len(cells)} cells {'are' if unresolved != 1 else 'is'} unidentified")
+        reasons.append(
+            f"{unresolved} of {plural(len(cells), 'cell')} {'are' if unresolved != 1 else 'is'} unidentified"
+        )
     if signed is None:
         reasons.append("not signed")
     return reasons
@@ -304,6 +307,7 @@ def skipped(case: Case) -> dict[str, Any]:
     table = case.cells.table
     open_ = table[table["class"] == UNIDENTIFIED]
     said = table[table["class_model"] == UNIDENTIFIED]
+    notes = (str(note) for picture in case.pictures for note in picture.facts.get("notes", []))
     before = [(set(p.session.before.table["label"]), set(p.cells.table["label"])) for p in case.pictures if p.session]
     return {
         "unidentified": [
@@ -316,7 +320,7 @@ def skipped(case: Case) -> dict[str, Any]:
         "cut": int(table["at_border"].sum()),
         "without_class": int((table["class"] == "").sum()),
         "failed": [{"slide": slide, "why": why} for slide, why in case.failed],
-        "notes": list(dict.fromkeys(str(note) for picture in case.pictures for note in picture.facts.get("notes", []))),
+        "notes": [note for note in dict.fromkeys(notes) if not note.endswith(UNLIKE_NOTE)],  # they stand above
         "regions": list(regions(case)),
     }
 
@@ -325,10 +329,21 @@ def _pictures(case: Case) -> list[dict[str, Any]]:
     rows = []
     for picture in case.pictures:
         mpp = picture.cells.table["mpp"].median() if len(picture.cells) else picture.facts.get("mpp")
-        rows.append({"name": picture.name, "cells": len(picture.cells), "sha256": picture.facts.get("sha256"),
+        rows.append({"name": picture.name, "cells": len(picture.cells), "sha256": _sha256(picture),
                      "mpp": mpp, "mpp_source": picture.facts.get("mpp_source"),
                      "pixels": list(picture.shape) if picture.shape else None})  # fmt: skip
     return rows
+
+
+def _sha256(picture: Picture) -> str | None:
+    """Return the check sum of the file that was analysed; of results without a record, that of the file as it is."""
+    if picture.facts:
+        recorded = picture.facts.get("sha256")
+        return None if recorded is None else str(recorded)
+    try:
+        return picture.slide.sha256()
+    except (ImageError, OSError):  # the report says elsewhere that the picture is not found
+        return None
 
 
 def _made(case: Case) -> dict[str, Any]:

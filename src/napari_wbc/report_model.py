@@ -54,7 +54,7 @@ def model_facts(run: Mapping[str, Any]) -> dict[str, Any]:
     dict
         ``name``, ``sha256`` and ``threshold`` as the run says, and from the card, if a model of that check sum is
         installed, ``description``, ``network``, ``classes``, ``licence``, ``data``, ``further_data`` and ``results``.
-        Each result says in ``elsewhere`` whether its data are of another laboratory than those of the training.
+        Each result says in ``elsewhere`` whether its data are of another laboratory than all those of the training.
     """
     used = run.get("model") or {}
     facts: dict[str, Any] = {"name": used.get("name"), "sha256": used.get("sha256"), "threshold": run.get("threshold")}
@@ -73,6 +73,7 @@ def model_facts(run: Mapping[str, Any]) -> dict[str, Any]:
 
 def _result(row: Mapping[str, Any], data: str) -> dict[str, Any]:
     known = {key: row.get(key) for key in ("what", "data", "n", "value", "low", "high")}
-    # Sets are called by their name and part, "pbc/train": the model's own laboratory is before the stroke.
-    home = data.partition("/")[0].strip().casefold()
-    return known | {"elsewhere": str(row.get("data", "")).partition("/")[0].strip().casefold() != home}
+    # Sets are called by their name and part, "pbc/train": the model's own laboratory is before the stroke. One that the
+    # model was trained on as well says so: "bccd (trained on bccd: no test)".
+    home, measured = (text.partition("/")[0].strip().casefold() for text in (data, str(row.get("data", ""))))
+    return known | {"elsewhere": measured != home and "(trained on" not in measured}

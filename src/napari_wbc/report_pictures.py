@@ -18,6 +18,7 @@ from .crop import CropSize
 from .picture import MAX_TAGS, dotted, marked
 from .slide import ImageError
 from .whole import crop_slide
+from .words import plural
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -122,7 +123,7 @@ def _crops(case: Case, rows: npt.NDArray[np.int64]) -> tuple[dict[int, str], lis
     notes = []
     mpp = case.cells.table["mpp"].to_numpy()
     if unscaled := int((~np.isfinite(mpp[rows])).sum()):
-        notes.append(f"{unscaled} cells without a scale are not shown")
+        notes.append(f"not shown, without a scale: {plural(unscaled, 'cell')}")
     rows = rows[np.isfinite(mpp[rows])]
     for number in np.unique(case.of[rows]):
         own = rows[case.of[rows] == number]

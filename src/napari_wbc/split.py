@@ -12,6 +12,7 @@ import pandas as pd
 
 from .dataset import Dataset, DatasetError
 from .dataset_pictures import Check
+from .words import plural
 
 __all__ = ["Split", "find_copies", "folds", "make_split", "read_split"]
 
@@ -194,7 +195,7 @@ def make_split(
     if len(data) != len(found.dataset):
         notes = (*notes, f"{len(found.dataset)} cells were multiplied to {len(data)} before the split")
     if idle := int((~np.isin(part, ["train", "val", "test"])).sum()):
-        notes = (*notes, f"{idle} cells have no part in the given split and are not used")
+        notes = (*notes, f"not used, since the given split has no part for them: {plural(idle, 'cell')}")
     split = Split(data, np.asarray(part), unit, kind, notes)
     _check_split(split)
     if split.leaks:

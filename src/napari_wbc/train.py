@@ -23,6 +23,7 @@ from .prepare import Prepared, Report, prepare, split_cells
 from .recipe import Recipe
 from .run_folder import card_of, check_folder, draw_curves, install_model, keep_start, model_name, write_model
 from .split import Kind, Split
+from .words import plural
 
 __all__ = [
     "HISTORY",
@@ -186,7 +187,7 @@ def few_steps(steps: int, epochs: int) -> str:
         return ""
     more = math.ceil(ENOUGH_STEPS * epochs / steps)
     return (
-        f"Few steps: {steps} in {epochs} epoch{'s' if epochs != 1 else ''} change the weights little; with so few "
+        f"Few steps: {steps} in {plural(epochs, 'epoch')} change the weights little; with so few "
         f"cells, more epochs ({more}) or a higher learning rate often learn more"
     )
 

@@ -164,8 +164,7 @@ def row_texts(entry: pd.Series) -> tuple[str, str]:
     if not np.isfinite(entry["value"]) or entry["unit"] == "n":
         return "", ""
     unit = SHORT_UNITS.get(entry["unit"], entry["unit"])
-    high = f"{entry['high']:.1f}" if np.isfinite(entry["high"]) else "∞"
-    return f"{entry['value']:.1f} {unit}{_sign(entry, '')}", f"{entry['low']:.1f} – {high}"
+    return f"{entry['value']:.1f} {unit}{_sign(entry, '')}", f"{entry['low']:.1f} – {entry['high']:.1f}"
 
 
 def _sign(entry: pd.Series, of: str) -> str:

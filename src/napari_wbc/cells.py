@@ -127,8 +127,16 @@ class Cells:
 
     @property
     def class_probabilities(self) -> pd.Series:
-        """Probability of each class; NaN where a reviewer chose another than the model, whose `probability` is."""
-        return self.table["probability"].where(self.table["class"] == self.table["class_model"])
+        """Probability of each class; NaN where a reviewer chose another than the model, whose `probability` is, and
+        where a cell is unidentified because it is `unlike` those that the model knows.
+        """
+        own = (self.table["class"] == self.table["class_model"]) & ~self.unlike
+        return self.table["probability"].where(own)
+
+    @property
+    def unlike(self) -> pd.Series:
+        """Which cells are unidentified because they are unlike those that the model knows, however probable a class."""
+        return (self.table["class"] == UNIDENTIFIED) & (self.table["reason"] == UNLIKE)
 
     @property
     def centroids(self) -> npt.NDArray[np.float64]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .cells import Cells
+from .cells import UNLIKE, Cells
+from .class_names import UNIDENTIFIED
 from .geojson import Rings
 from .palette import colour
 from .words import plural
@@ -141,7 +142,8 @@ def _draw_cells(
     size: tuple[int, int],
 ) -> None:  # fmt: skip
     line = max(2, round(unit / 7))
-    rows = cells.table[["label", "class"]].assign(probability=cells.class_probabilities).to_dict("records")
+    said = cells.table["class"].where(~cells.unlike, f"{UNIDENTIFIED}: {UNLIKE}")
+    rows = cells.table[["label", "class"]].assign(probability=cells.class_probabilities, said=said).to_dict("records")
     boxes = {}
     for row in rows:
         parts = [ring * factor for ring in rings.get(row["label"], [])]
@@ -169,8 +171,8 @@ def _tag(
     draw: ImageDraw.ImageDraw, row: Mapping[Any, Any], around: Box, obstacles: Array, font: ImageFont.FreeTypeFont,
     size: tuple[int, int],
 ) -> Box:  # fmt: skip
-    """Write name and probability where they hide least, above the cell by preference."""
-    text = row["class"] if np.isnan(row["probability"]) else f"{row['class']} {row['probability']:.2f}"
+    """Write what is said of a cell, and its probability, where they hide least, above the cell by preference."""
+    text = row["said"] if np.isnan(row["probability"]) else f"{row['said']} {row['probability']:.2f}"
     pad = gap = font.size * 0.3
     width, height = font.getlength(text) + 2 * pad, font.size * 1.4
     left, top, right, bottom = around

@@ -43,10 +43,13 @@ class Shown:
         Its row of the table of cells.
     uri : str
         Its picture.
+    unlike : bool
+        Whether it is unidentified because it is unlike the cells that the model knows.
     """
 
     row: Any
     uri: str
+    unlike: bool
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,12 @@ def gallery(case: Case, per_class: int) -> tuple[list[Group], list[str]]:
     groups = [group for group in chosen(case.cells, per_class) if len(group[2])]
     rows = np.unique(np.concatenate([group[2] for group in groups])) if groups else np.empty(0, np.int64)
     crops, notes = _crops(case, rows)
-    found = []
+    found, unlike = [], case.cells.unlike.to_numpy()
     for name, kind, own in groups:
         records = case.cells.table.loc[own].to_dict("records")
-        cells = [Shown(row, crops[k]) for k, row in zip(own.tolist(), records, strict=True) if k in crops]
+        cells = [
+            Shown(row, crops[k], bool(unlike[k])) for k, row in zip(own.tolist(), records, strict=True) if k in crops
+        ]
         found.append(Group(name, kind, tuple(cells)))
     return found, notes
 

@@ -44,6 +44,16 @@ def test_points_hold_the_whole_table(cells, labels):
     assert layers["names"].text.values.tolist() == ["neutrophil 90%", "lymphocyte 70%", "erythroblast 80%"]
 
 
+def test_a_cell_that_is_unlike_the_known_ones_says_so_in_place_of_a_probability(cells, labels):
+    """*unidentified 89%* would be a riddle: the probability is that of its likeliest class."""
+    table = cells.table.assign(reason=["unlike", "improbable", "unlike"])
+    for k in (0, 1):
+        table.loc[k, ["class", "class_model"]] = "unidentified"
+    layers = make(Cells(table), labels)  # the third one has a class: a reviewer's, say
+    texts = layers["names"].text.values.tolist()
+    assert texts == ["unidentified: unlike", "unidentified 70%", "erythroblast 80%"]
+
+
 @pytest.mark.parametrize("row", range(3))
 def test_colours_are_those_of_the_class(cells, labels, row):
     layers = make(cells, labels)

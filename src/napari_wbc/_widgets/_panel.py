@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from napari_wbc.cells import Cells
+from napari_wbc.cells import UNLIKE, Cells
 from napari_wbc.count import differential
 from napari_wbc.palette import colour
 
@@ -119,7 +119,7 @@ def name_plates(cells: Cells, extent: Sequence[int], scale: Sequence[float]) -> 
     -------------------
     See `counts_panel`.
     """
-    plates, table, shares = _Plates(), cells.table, cells.class_probabilities
+    plates, table, shares, unlike = _Plates(), cells.table, cells.class_probabilities, cells.unlike.to_numpy()
     boxes = table[["bbox-0", "bbox-1", "bbox-2", "bbox-3"]].to_numpy(dtype=float)
     named = (table["class"] != "").to_numpy()
     em = min(extent[0] / 36, extent[1] / 52)
@@ -130,7 +130,7 @@ def name_plates(cells: Cells, extent: Sequence[int], scale: Sequence[float]) -> 
     obstacles = np.column_stack([boxes, np.full(len(boxes), 0.5)])
     for k in np.flatnonzero(named):
         name, p = str(table["class"].iloc[k]), shares.iloc[k]
-        text = SHORT.get(name, name) + (f" {p:.0%}" if np.isfinite(p) else "")
+        text = SHORT.get(name, name) + (f" {p:.0%}" if np.isfinite(p) else f": {UNLIKE}" if unlike[k] else "")
         place = _place(boxes[k], (1.5 * em, text_width(text, em) + 0.8 * em), 0.25 * em, obstacles, extent)
         obstacles = np.vstack([obstacles, (*place, 1.0)])
         plates.add(place, text, face=colour(name), ink=ink_on(colour(name)))
@@ -180,5 +180,4 @@ def value_text(row: pd.Series) -> str:
     if not np.isfinite(row["value"]) or not np.isfinite(row["low"]):
         return ""
     unit = " %" if str(row["unit"]).startswith("%") else " / 100"
-    high = f"{row['high']:.1f}" if np.isfinite(row["high"]) else "∞"
-    return f"{row['value']:.1f}{unit} ({row['low']:.1f}–{high})"
+    return f"{row['value']:.1f}{unit} ({row['low']:.1f}–{row['high']:.1f})"

@@ -30,6 +30,7 @@ def test_kappa_is_that_of_scikit_learn():
     assert kappa(np.array([[20, 5], [10, 15]])) == pytest.approx(0.4)
     assert np.isnan(kappa(np.zeros((2, 2), int)))
     assert np.isnan(kappa(np.array([[5, 0], [0, 0]])))
+    assert np.isnan(kappa(np.array([[5, 3], [0, 0]])))  # of one class: it would be 0 whatever
 
 
 @pytest.mark.parametrize("counts", [(5, 100, 12, 100), (0, 100, 6, 100), (60, 100, 120, 200), (3, 50, 3, 400)])
@@ -66,6 +67,18 @@ def test_two_readers():
     nothing = compare(Cells.empty(CLASSES), Cells.empty(CLASSES))
     assert nothing.common == 0
     assert np.isnan(nothing.kappa)
+
+
+def test_a_cell_that_the_model_left_unidentified_is_no_disagreement():
+    before = cells_of("unidentified", "unidentified", "neutrophil", "lymphocyte")
+    after = cells_of("neutrophil", "lymphocyte", "neutrophil", "lymphocyte")
+    found = compare(after, before)
+    assert (found.common, found.same, found.unidentified) == (2, 2, 2)
+    assert found.kappa == 1
+    assert found.matrix.loc["neutrophil", "unidentified"] == 1  # what became of them stands in the matrix
+    only = compare(after.where(np.arange(4) < 2), before.where(np.arange(4) < 2))
+    assert (only.common, only.unidentified) == (0, 2)
+    assert np.isnan(only.kappa)  # was 0, as if they disagreed
 
 
 def test_counts_that_differ_by_more_than_chance():

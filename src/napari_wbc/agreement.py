@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from .cells import Cells
+from .class_names import UNIDENTIFIED
 from .count import CONFIDENCE, group_of
 
 COLUMNS = ("class", "n_1", "of_1", "share_1", "n_2", "of_2", "share_2", "difference", "low", "high", "within")
@@ -25,7 +26,7 @@ class Agreement:
     matrix : pandas.DataFrame
         Cells that both named: a row a class of the first, a column a class of the second.
     kappa : float
-        Cohen's kappa of the matrix; NaN without a common cell or where chance alone explains all.
+        Cohen's kappa of the cells that both gave a class; NaN where it is not defined.
     shares : pandas.DataFrame
         A row a white class, columns `COLUMNS`: counts and shares (%) of both, their difference, the exact 95 % limits
         of a difference by chance, and whether it lies within.
@@ -38,13 +39,18 @@ class Agreement:
 
     @property
     def common(self) -> int:
-        """Cells that both named."""
-        return int(self.matrix.to_numpy().sum())
+        """Cells that both gave a class."""
+        return int(_decided(self.matrix).sum())
 
     @property
     def same(self) -> int:
         """Cells that both gave the same class."""
-        return int(np.trace(self.matrix.to_numpy()))
+        return int(np.trace(_decided(self.matrix)))
+
+    @property
+    def unidentified(self) -> int:
+        """Cells that one of them, or both, left unidentified: no class that another could agree with."""
+        return int(self.matrix.to_numpy().sum()) - self.common
 
 
 def compare(first: Cells, second: Cells, names: tuple[str, str] = ("first", "second")) -> Agreement:
@@ -77,7 +83,7 @@ def compare(first: Cells, second: Cells, names: tuple[str, str] = ("first", "sec
     matrix = pd.DataFrame(counts, classes, classes)
     white = [name for name in classes if group_of(name) == "white"]
     n_1, n_2 = (table["class"].value_counts().reindex(white, fill_value=0).to_numpy(np.int64) for table in (one, two))
-    return Agreement(names, matrix, kappa(matrix.to_numpy()), _shares(white, n_1, n_2))
+    return Agreement(names, matrix, kappa(_decided(matrix)), _shares(white, n_1, n_2))
 
 
 def by_model(cells: Cells) -> Cells:
@@ -92,14 +98,24 @@ def _named(cells: Cells) -> pd.DataFrame:
     return table[table["class"] != ""]
 
 
+def _decided(matrix: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """Return the counts of a matrix without those that are *unidentified*."""
+    named = matrix.index != UNIDENTIFIED
+    return matrix.to_numpy()[np.ix_(named, named)]
+
+
 def kappa(matrix: npt.NDArray[np.integer]) -> float:
-    """Return Cohen's kappa of a square matrix of counts; NaN where it is not defined."""
+    """Return Cohen's kappa of a square matrix of counts.
+
+    NaN where it says nothing: without a cell, and where a reader used one class alone, for which it would be 0 or
+    undefined whatever the other said.
+    """
     n = matrix.sum()
-    if not n:
+    if min(np.count_nonzero(matrix.sum(axis=axis)) for axis in (0, 1)) < 2:
         return float("nan")
     observed = np.trace(matrix) / n
     chance = float((matrix.sum(axis=0) / n) @ (matrix.sum(axis=1) / n))
-    return float((observed - chance) / (1 - chance)) if chance < 1 else float("nan")
+    return float((observed - chance) / (1 - chance))
 
 
 def difference_limits(n_1: int, of_1: int, n_2: int, of_2: int, confidence: float = CONFIDENCE) -> tuple[float, float]:

@@ -274,7 +274,7 @@ def review_of(cells: Cells) -> dict[str, Any]:
     n = len(table)
     both = compare(by_model(Cells(table)), Cells(table))
     return {"n": n, "of": len(cells), "share": 100 * n / len(cells) if len(cells) else None, "readers": readers,
-            "both": both.common, "same": both.same, "kappa": both.kappa}  # fmt: skip
+            "both": both.common, "same": both.same, "kappa": both.kappa, "unidentified": both.unidentified}  # fmt: skip
 
 
 def still_open(cells: Cells, signed: Mapping[str, Any] | None) -> list[str]:

@@ -83,7 +83,10 @@ class ReadersTab(QWidget):
     def _show(self, found: Agreement) -> None:
         kappa = f"Cohen's κ = {found.kappa:.2f}" if np.isfinite(found.kappa) else "κ is not defined"
         share = f" ({100 * found.same / found.common:.1f} %)" if found.common else ""
-        self.kappa.setText(f"{found.same:,} of {found.common:,} common cells have the same class{share}; {kappa}.")
+        left = f" Left unidentified by one or both: {found.unidentified:,}." if found.unidentified else ""
+        self.kappa.setText(
+            f"{found.same:,} of {found.common:,} cells that both gave a class have the same{share}; {kappa}.{left}"
+        )
         shares = [
             (row["class"], f"{row['share_1']:.1f} %", f"{row['share_2']:.1f} %", f"{row['difference']:+.1f}",
              f"{row['low']:.1f} … {row['high']:+.1f}", "yes" if row["within"] else "no")

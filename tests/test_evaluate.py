@@ -166,6 +166,8 @@ def test_commands(tmp_path: Path) -> None:
     assert told.exit_code == 0, told.output
     assert "Model tiny" in told.output
     assert "Few steps: 4 in 2 epochs" in told.output
+    said = " ".join(told.output.split())
+    assert "% in the last, while fitted The finished model, cut and seen as in prediction: crops/val, accuracy" in said
     command = ["evaluate", "tiny", "wbc8-mobilenetv2", str(CROPS), "-o", str(tmp_path / "r"), "--mpp", "0.145"]
     told = CliRunner().invoke(app, command)
     assert told.exit_code == 0, told.output

@@ -146,7 +146,9 @@ def _train_one(cells: Any, recipe: Recipe, output: Path, options: dict[str, Any]
     if hint := few_steps(done.card.training["steps"], len(done.history)):
         say(hint)
     last = done.history.iloc[-1]
-    say(f"{plural(len(done.history), 'epoch')}; validation accuracy {100 * last.val_accuracy:.1f} % in the last")
+    accuracy = f"{100 * last.val_accuracy:.1f} %"
+    say(f"{plural(len(done.history), 'epoch')}; validation accuracy {accuracy} in the last, while fitted")
+    say("The finished model, cut and seen as in prediction:")
     for result in done.card.results:
         say(f"{result['data']}, {result_line(result)}")
     say(f"Model {done.card.name} in {done.folder}; use it with --model {done.card.name}")

@@ -279,7 +279,7 @@ def print_differential(counts: pd.DataFrame, n_pictures: int, found: int) -> Non
         ["class", "n", "%", "95 % limits"],
         [(row["class"], row["n"], _number(row["value"]), _limits(row)) for row in white],
         f"{plural(total, 'white cell')} in {plural(n_pictures, 'picture')}"
-        + (f", of {plural(found, 'cell')}; the others stand below" if found != total else ""),
+        + (f", of {plural(found, 'cell')}" if found != total else ""),
     )
     say("% of white cells with a class; exact 95 % limits (Clopper–Pearson)")
     for row in rows:

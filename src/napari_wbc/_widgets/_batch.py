@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -190,7 +191,11 @@ class BatchWidget(ButtonDock):
                 why = why.replace(there, here)
             self._fail(ValueError(why))
         elif output:
-            lines = [line.strip() for line in output.splitlines() if " cells in " in line or line.startswith("Note: ")]
+            lines = [
+                line.strip()
+                for line in output.splitlines()
+                if re.search(r"\bcells? in ", line) or line.startswith("Note: ")
+            ]
             self.status.setText("\n".join([*lines, f"Results in {shown(self.output)}", "Research use only."]))
         else:
             self.status.setText("Stopped. What is finished is kept; Batch annotate, with the same settings, goes on.")

@@ -164,6 +164,26 @@ def test_a_grey_picture(viewer, dock, press):
     assert widget.run_button.isEnabled()
 
 
+def test_counts_are_shown_beside_their_picture_only(viewer, dock, press):
+    viewer.open_sample("napari-wbc", SMALL)
+    widget = dock()
+    press(widget)
+    smear, counts, scale = widget.image.layer, shown_counts(widget), widget.results.head.text()
+    parts = widget.results, widget.save_button
+    assert all(part.isVisibleTo(widget) for part in parts)
+    viewer.add_image(np.zeros((60, 60), np.uint8), name="grey")
+    assert "grey" in press(widget)  # refused
+    assert not any(part.isVisibleTo(widget) for part in parts)
+    viewer.open_sample("napari-wbc", "yellow_erythroblast")
+    press(widget)
+    assert widget.results.head.text() != scale
+    widget.image.choose(smear)
+    assert all(part.isVisibleTo(widget) for part in parts)
+    assert (shown_counts(widget), widget.results.head.text()) == (counts, scale)
+    widget.recount()
+    assert cells_in(viewer) == widget.analysis.cells
+
+
 @pytest.mark.parametrize(
     ("data", "rgb"), [(np.zeros((4, 60, 60, 3), np.uint8), True), (np.zeros((9, 60, 60), np.uint8), False)]
 )

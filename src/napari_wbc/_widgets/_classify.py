@@ -200,6 +200,7 @@ class ClassifyWidget(Dock):
             self.viewer.layers.remove(self._live)
         self._live = None
         super()._on_finished()
+        self._show_own()
 
     def recount(self) -> None:
         """Count again from the layer of cells, with what the user changed in it."""
@@ -318,29 +319,43 @@ class ClassifyWidget(Dock):
             self._shown[CELLS].events.features.disconnect(self._on_features)
         self._shown, self._pictured, self.analysis = shown, image, analysis
         shown[CELLS].events.features.connect(self._on_features)
-        self._buttons.show()
 
     def _adopt(self) -> None:
-        """Take layers that were read from a folder of results of the chosen picture."""
+        """Take the layers of the chosen picture, of its run or read from a folder; hide what is of another one."""
         image = self.image.layer
-        if image is None or self.is_running or not any(KEY in layer.metadata for layer in self.viewer.layers):
+        if self.is_running:
             return
+        if image is not None and any(KEY in layer.metadata for layer in self.viewer.layers):
+            self._adopt_layers(image)
+        self._show_own()
+
+    def _adopt_layers(self, image: Image) -> None:
         from ._layers import CELLS, LABELS, find_layer
         from ._panel import COUNTS, NAMES
 
         found = {role: find_layer(self.viewer, image, role) for role in (CELLS, LABELS, NAMES, COUNTS)}
         shown = {role: layer for role, layer in found.items() if layer is not None}
         cells = shown.get(CELLS)
-        # Layers of a run of this session stay those of their dock.
-        if cells is None or "cells" in cells.metadata[KEY]:
+        if cells is None:
             return
+        run = cells.metadata[KEY].get("analysis")
+        if run is not None and not run.value.cells.classes:
+            return  # only segmented
         if cells is not self._shown.get(CELLS):
-            self._take(shown, image, None)
-            if self.results is not None:
-                # The counts of another picture.
-                self.results.hide()
+            self._take(shown, image, None if run is None else run.value)
+            if (corrected := self._corrected()) is not None:
+                self._show_counts(corrected)
         self._shown = shown
-        self.status.setText(f"Results of {image.name} are open: correct, recount and save them, or classify anew.")
+        if run is None:
+            self.status.setText(f"Results of {image.name} are open: correct, recount and save them, or classify anew.")
+
+    def _show_own(self) -> None:
+        """Show counts and buttons only beside the picture that they are of."""
+        image = self.image.layer
+        own = image is not None and image == self._pictured
+        self._buttons.setVisible(own)
+        if self.results is not None:
+            self.results.setVisible(own)
 
     def _corrected(self) -> Cells | None:
         """Return the cells with the user's corrections in their layer, or None."""
@@ -363,7 +378,6 @@ class ClassifyWidget(Dock):
         if self.results is None:
             self.results = Results(self.viewer.theme)
             self._place.addWidget(self.results)
-        self.results.show()
         head, notes = "Read from saved results.", []
         if self.analysis is not None:
             name = self.analysis.card.name if self.analysis.card else "none"

@@ -109,11 +109,12 @@ def test_absolute_counts_ranges_and_flags(counts, tmp_path):
     assert "Our laboratory" in counts.results.notes.text()
     (tmp_path / "bad.toml").write_text("x = [")
     counts.use_ranges(tmp_path / "bad.toml")
-    assert "not a table of reference ranges" in notification_manager.records[-1].message
+    assert "not a table of reference ranges" in counts.status.text()
+    assert notification_manager.records[-1].message.startswith("bad.toml: not a table of reference …\n")
     assert counts.ranges == load_ranges()
     counts.wbc.setText("0")
     counts.wbc.editingFinished.emit()
-    assert "WBC is 0" in notification_manager.records[-1].message
+    assert "WBC is 0" in counts.status.text()
     assert counts.review.session.settings["wbc"] is None
 
 
@@ -136,7 +137,7 @@ def test_two_readers(counts, results, tmp_path, qtbot):
     counts.compare_with(other)
     assert "174 of 234" in counts.readers.kappa.text()
     counts.compare_with(tmp_path)
-    assert "no results" in notification_manager.records[-1].message
+    assert "no results" in counts.status.text()
 
 
 def test_gallery_and_differential_share_one_review(counts, dock, viewer, qtbot):

@@ -104,3 +104,33 @@ def test_crop_cells_of_an_earlier_run(viewer, dock, press):
     widget.cells.choose(viewer.layers["cells labels"])
     press(widget)
     assert np.array_equal(viewer.layers["crops"].data, found)
+
+
+@pytest.mark.parametrize(
+    ("message", "lines"),
+    [
+        ("Enter your name as Reviewer first.", ["Enter your name as Reviewer first."]),
+        ("Signed, but cells are unidentified.", ["Signed, but cells are unidentified."]),
+        ("Find the picture before you add cells.", ["Find the picture before you add cells."]),
+        (
+            "/home/a b/far away/ranges.toml: not a table of reference ranges; take the shipped one",
+            ["ranges.toml: not a table of reference …", "ranges; take the shipped one"],
+        ),
+        ("C:\\Users\\me\\run.json: damaged", ["run.json: damaged"]),
+        ("0.5 cells / field, 3/4 of them seen", ["0.5 cells / field, 3/4 of them seen"]),
+    ],
+)
+def test_the_line_that_napari_shows_of_a_message_is_read_whole(message, lines, viewer):
+    from napari._qt.dialogs.qt_notification import NapariQtNotification
+    from napari.utils.notifications import notification_manager
+
+    from napari_wbc._widgets._toast import toast
+
+    toast(message)
+    said = notification_manager.records[-1].message
+    assert said.split("\n") == lines
+    shown = NapariQtNotification(said, "warning", parent=viewer.window._qt_window)
+    shown.layout().activate()
+    shown.row1.activate()
+    assert shown.message.fontMetrics().horizontalAdvance(lines[0]) <= 300  # of 400, beside icon and buttons
+    shown.close()

@@ -81,9 +81,10 @@ def test_nobody_decides_without_a_name(gallery, reader, qtbot):
     qtbot.waitUntil(lambda: gallery.review.layer.features["class"].tolist() == before["class"].tolist(), timeout=5000)
     assert not gallery.review.sign()
     pd.testing.assert_frame_equal(table_of(gallery), before)
-    assert "Enter your name" in notification_manager.records[-1].message
+    assert notification_manager.records[-1].message == gallery.status.text() == "Enter your name as Reviewer first."
     gallery.reviewer.setText("B. Reader")
     gallery.reviewer.editingFinished.emit()
+    assert "0 of 24 reviewed" in gallery.status.text()
     assert gallery.review.accept([3])
     assert table_of(gallery).loc[3, "reviewer"] == "B. Reader"
     assert reader == ["B. Reader"]  # and of the pictures that are opened next
@@ -462,7 +463,7 @@ def test_keys_are_shown_bound_and_kept(gallery, dock, viewer, qtbot):
     press(gallery, qtbot, "q")
     assert table_of(gallery).loc[label, "class"] == "monocyte"
     gallery.set_key("monocyte", "!")
-    assert "is no key" in notification_manager.records[-1].message
+    assert "is no key" in gallery.status.text()
     viewer.window.remove_dock_widget(gallery)
     assert dock(TITLE).view.letters["monocyte"] == "q"
 
@@ -495,7 +496,7 @@ def test_results_whose_picture_was_moved(viewer, dock, results, qtbot):
 
     Image.new("RGB", (10, 10), "violet").save(results.parent / "other.png")
     gallery.find_picture(results.parent / "other.png")
-    assert "another picture" in notification_manager.records[-1].message
+    assert gallery.status.text().startswith(f"{results.parent / 'other.png'}: another picture: it has 10 × 10 pixels")
     gallery.find_picture(moved)
     assert gallery.picture_button.isHidden()
     QApplication.processEvents()
@@ -534,7 +535,7 @@ def test_closing_the_dock_writes_the_tables_and_frees_the_folder(gallery, viewer
 def test_a_quiz_over_reviewed_cells(gallery, results, viewer, qtbot):
     gallery.quiz_button.setChecked(True)
     assert not gallery.quiz_button.isChecked()
-    assert "no cell has been reviewed" in notification_manager.records[-1].message
+    assert "no cell has been reviewed" in gallery.status.text()
     gallery.review.accept([k for k in range(1, 25) if table_of(gallery).loc[k, "class"] != "unidentified"][:6])
     before = gallery.review.session.cells
     gallery.quiz_button.setChecked(True)

@@ -34,6 +34,7 @@ from ._dock import EXPECTED, Dock, LayerChoice
 from ._models import ModelChoice
 from ._preferences import preference
 from ._source import KEY, drawn_regions, labels_array, layer_mpp, scale_line, seen_region, slide_of
+from ._toast import toast
 
 if TYPE_CHECKING:
     from napari.layers import Layer
@@ -244,7 +245,7 @@ class ClassifyWidget(Dock):
             self._fail(error)
             return None
         self.status.setText(f"Saved in {written}")
-        show_info(f"Saved in {written}")
+        toast(f"Saved in {written}", show_info)
         return written
 
     def report(self, file: str | Path | None = None, asked: Asked | None = None) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from napari.utils.notifications import show_info, show_warning
+from napari.utils.notifications import show_info
 from qtpy.QtCore import QTimer
 from qtpy.QtGui import QDoubleValidator
 from qtpy.QtWidgets import (
     QComboBox,
     QFileDialog,
     QHBoxLayout,
-    QLabel,
     QLineEdit,
     QProgressBar,
     QPushButton,
@@ -34,6 +33,7 @@ from ._models import BROWSE
 from ._results import LIMITS_NOTE, Results
 from ._review_dock import NEEDS_CELLS, ReviewDock
 from ._source import KEY
+from ._toast import toast
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,6 +81,7 @@ class DifferentialWidget(ReviewDock):
         self.tabs.addTab(self.results, "Count")
         self.readers = ReadersTab()
         self.readers.chosen.connect(self.recount)
+        self.readers.warned.connect(self.warn)
         self.tabs.addTab(self.readers, "Two readers")
         self.run = RunTab(napari_viewer.theme)
         self.run.chosen.connect(self.go_to)
@@ -98,8 +99,6 @@ class DifferentialWidget(ReviewDock):
         row.addWidget(self.report_button)
         self.body.addLayout(row)
         self._state = NEEDS_CELLS
-        self.status = QLabel(NEEDS_CELLS)
-        self.status.setWordWrap(True)
         self.body.addWidget(self.status)
         self.choice.chosen.connect(self.adopt)
         self.adopt()
@@ -197,7 +196,7 @@ class DifferentialWidget(ReviewDock):
             self.progress.reset()
             self.results.hide()
             self._state = NEEDS_CELLS
-            self.status.setText(NEEDS_CELLS)
+            self.show_state()
             return
         session = self.review.session
         settings = session.settings
@@ -244,6 +243,10 @@ class DifferentialWidget(ReviewDock):
         if not self.wbc.hasFocus():
             self.wbc.setText("" if settings["wbc"] is None else f"{settings['wbc']:g}")
 
+    def show_state(self) -> None:
+        """Say how far the count is."""
+        self.status.setText(self._state)
+
     def _say_state(self, cells: Any, done: int) -> None:
         assert self.review is not None  # noqa: S101
         session = self.review.session
@@ -266,7 +269,7 @@ class DifferentialWidget(ReviewDock):
             text += f" The smear has {white} identified white cells, fewer than {target}." if not unsure else ""
         if text != self._state:  # platelets that are counted late must not wipe out what a report said
             self._state = text
-            self.status.setText(text)
+            self.show_state()
         self.sign_button.setEnabled(not session.read_only)
 
     # ---- what the user does
@@ -295,7 +298,7 @@ class DifferentialWidget(ReviewDock):
             value = float(text) if text else None
             with_ranges(differential(self.review.session.cells), self.ranges, value) if self.review else None
         except ValueError as error:
-            show_warning(str(error))
+            self.warn(str(error))
             value = None
             self.wbc.clear()
         self._set(wbc=value)
@@ -311,7 +314,7 @@ class DifferentialWidget(ReviewDock):
         try:
             self.ranges = load_ranges(path)
         except EXPECTED as error:
-            show_warning(str(error))
+            self.warn(str(error))
             path, self.ranges = None, load_ranges()
         if path is not None and self.range_box.findData(str(path)) < 0:
             self.range_box.insertItem(1, Path(path).name, str(path))
@@ -324,7 +327,7 @@ class DifferentialWidget(ReviewDock):
         if self.review is not None and self.review.sign():
             self.recount()
             if not self.review.session.is_final:
-                show_info("Signed; it stays preliminary while counted cells are unidentified.")
+                toast("Signed, but cells are unidentified.", show_info)
 
     def go_to(self, folder: str) -> None:
         """Review another picture of the run in all docks; it is opened unless it is open already, and lies on top."""

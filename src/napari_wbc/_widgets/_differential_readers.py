@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from napari.utils.notifications import show_warning
 from qtpy.QtCore import Signal
 from qtpy.QtGui import QColor
 from qtpy.QtWidgets import QComboBox, QFileDialog, QHBoxLayout, QLabel, QVBoxLayout, QWidget
@@ -27,6 +26,8 @@ class ReadersTab(QWidget):
     """Agreement of the review with another reader."""
 
     chosen = Signal()
+    warned = Signal(str)
+    """The results of another reader cannot be used: why."""
     """Another reader shall be compared with."""
 
     def __init__(self) -> None:
@@ -74,8 +75,8 @@ class ReadersTab(QWidget):
 
                 other, name = read_results(folder).cells, Path(folder).name
         except (*EXPECTED, OSError) as error:
-            show_warning(str(error))
             self.other.setCurrentIndex(0)
+            self.warned.emit(str(error))
             return
         self.agreement = compare(review.session.cells, other, (review.reviewer or "this review", name))
         self._show(self.agreement)

@@ -30,6 +30,7 @@ from napari_wbc.palette import use_palette
 
 from ._preferences import preference
 from ._source import CROPS, DENSITY, KEY, REGIONS
+from ._toast import toast
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -246,7 +247,7 @@ class ButtonDock(SharedPlace):
             _log.error("%s failed", self.verb, exc_info=error)
             message = f"{type(error).__name__}: {error} (the log has the details)"
         self.status.setText(message)
-        show_error(message)
+        toast(message, show_error)
 
     def _show_running(self, running: bool) -> None:
         self.progress.setRange(0, 0)

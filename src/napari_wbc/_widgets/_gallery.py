@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from napari.utils.notifications import show_warning
 from napari.utils.theme import get_theme
 from qtpy.QtCore import QPoint, Qt
 from qtpy.QtGui import QCursor, QKeySequence
 from qtpy.QtWidgets import (
     QFileDialog,
     QHBoxLayout,
-    QLabel,
     QMenu,
     QPushButton,
     QShortcut,
@@ -81,8 +79,6 @@ class GalleryWidget(ReviewDock):
         self.view.zoomed.connect(lambda side: self.size_slider.setValue(side))
         self.body.addWidget(self.view, 1)
         self._add_buttons()
-        self.status = QLabel(NEEDS_CELLS)
-        self.status.setWordWrap(True)
         self.body.addWidget(self.status)
         for keys, act in ((QKeySequence("Ctrl+Z"), self.undo), (QKeySequence("Ctrl+Shift+Z"), self.redo)):
             shortcut = QShortcut(keys, self)
@@ -163,7 +159,7 @@ class GalleryWidget(ReviewDock):
             self.thumbnails.forget()
         if len(change.labels) or self.filters.show == COUNTED:
             self.arrange()
-        self._say_state()
+        self.show_state()
 
     def show_theme(self) -> None:
         """Take the colours of napari's theme."""
@@ -176,13 +172,13 @@ class GalleryWidget(ReviewDock):
         self.filters.offer(self.review.session.classes if self.review is not None else ())
         if self.review is None:
             self.view.show_cells(Cells.empty(), Arrangement(), {})
-            self._say_state()
+            self.show_state()
             return
         try:
             shown = self.filters.shown(self.viewer, self.review.image)
         except (*EXPECTED, OSError) as error:
             self.filters.inside.setChecked(False)
-            show_warning(str(error))
+            self.warn(str(error))
             return
         session = self.review.session
         self._letters = letters(session.classes, self._keys)
@@ -191,9 +187,10 @@ class GalleryWidget(ReviewDock):
             rows = self.review.rows_of(self.quiz.open)
             arrangement = Arrangement(rows, (Section("", 0, len(rows), len(rows)),))
         self.view.show_cells(session.cells, arrangement, self._letters)
-        self._say_state()
+        self.show_state()
 
-    def _say_state(self) -> None:
+    def show_state(self) -> None:
+        """Say how far the review is."""
         if self.review is None:
             self.status.setText(NEEDS_CELLS)
             self.status.setToolTip("")
@@ -304,8 +301,8 @@ class GalleryWidget(ReviewDock):
         try:
             self.quiz = Quiz(self.review.session.cells) if on else None
         except ValueError as error:
-            show_warning(str(error))
             self.quiz_button.setChecked(False)
+            self.warn(str(error))
             return
         if on:
             # Outlines and names tell the class.
@@ -335,7 +332,7 @@ class GalleryWidget(ReviewDock):
     def _on_selected(self) -> None:
         if self.quiz is None and self.review is not None:
             self.review.select(sorted(self.view.selected))
-        self._say_state()
+        self.show_state()
         self._show_reference()
 
     def _on_opened(self, label: int) -> None:
@@ -348,7 +345,7 @@ class GalleryWidget(ReviewDock):
             self.view.select(set(self.review.selected.tolist()))
             if len(self.review.selected):
                 self.view.ensure_seen(int(self.review.selected[0]))
-            self._say_state()
+            self.show_state()
             self._show_reference()
 
     def _on_menu(self, point: QPoint) -> None:
@@ -370,7 +367,8 @@ class GalleryWidget(ReviewDock):
         try:
             self._keys = save_key(name, letter)
         except (ValueError, OSError) as error:
-            show_warning(str(error))
+            self.warn(str(error))
+            return
         self.arrange()
 
     def _on_size(self, side: int) -> None:
@@ -382,7 +380,7 @@ class GalleryWidget(ReviewDock):
             return
         if on and self.review.session.read_only:
             self.add_button.setChecked(False)
-            show_warning(self.review.session.read_only)
+            self.warn(self.review.session.read_only)
             return
         # napari's own tool for points: what it adds is segmented and classified.
         self.review.layer.mode = "add" if on else "pan_zoom"
@@ -410,7 +408,7 @@ class GalleryWidget(ReviewDock):
             try:
                 self.review.find_picture(Path(path))
             except (*EXPECTED, OSError) as error:
-                show_warning(str(error))
+                self.warn(str(error))
                 return
             self.show_review()
 

@@ -15,6 +15,7 @@ from qtpy.QtGui import QDesktopServices
 from qtpy.QtWidgets import QCheckBox, QDialog, QDialogButtonBox, QFileDialog, QFormLayout, QLineEdit, QWidget
 
 from ._dock import EXPECTED
+from ._toast import toast
 
 if TYPE_CHECKING:
     from napari_wbc.case import Case
@@ -122,7 +123,7 @@ def report(
             _fail(dock, error)
             return
         dock.status.setText(said)
-        show_info(said)
+        toast(said, show_info)
         if show:
             QDesktopServices.openUrl(QUrl.fromLocalFile(str(file)))
 
@@ -157,4 +158,4 @@ def _fail(dock: Any, error: Exception) -> None:
         _log.error("the report failed", exc_info=error)
         message = f"{type(error).__name__}: {error} (the log has the details)"
     dock.status.setText(message)
-    show_error(message)
+    toast(message, show_error)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pandas as pd
 from napari.layers import Image, Points
 from napari.utils.colormaps.standardize_color import transform_color
-from napari.utils.notifications import show_error, show_warning
+from napari.utils.notifications import show_error
 from qtpy.compat import isalive
 from qtpy.QtCore import QObject, QTimer, Signal
 
@@ -26,6 +26,7 @@ from ._layers import CELLS, LABELS, MANY, find_layer, show_corrections
 from ._panel import COUNTS, NAMES
 from ._review_open import remember, session_of, user
 from ._source import KEY, slide_of
+from ._toast import toast
 
 if TYPE_CHECKING:
     from napari.layers import Layer
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 # napari tells nobody of edits in its table of features: somebody has to look.
 _LOOK_MS = 40
 _SLOW_MS = 60
-NEEDS_NAME = "Enter your name as Reviewer first: it is written beside every decision."
+NEEDS_NAME = "Enter your name as Reviewer first."
 # What one sees around a cell that was chosen, µm.
 _SEEN_UM = 60.0
 
@@ -86,6 +87,8 @@ class Review(QObject):
     """Somebody else reviews."""
     unnamed = Signal()
     """A decision was not taken, since nobody knows whose it is."""
+    warned = Signal(str)
+    """Something cannot be done: why."""
     replaced = Signal()
     """The layer holds other cells: a new run, or it is gone. This review is over."""
 
@@ -140,7 +143,7 @@ class Review(QObject):
         try:
             self.session.save()
         except (ValueError, OSError) as error:
-            show_error(str(error))
+            toast(str(error), show_error)
         self.session.close()
 
     # ---- what there is
@@ -198,21 +201,26 @@ class Review(QObject):
         remember(self.reviewer)
         self.named.emit()
 
+    def warn(self, message: str) -> None:
+        """Say what cannot be done, in napari and in the lines of the docks."""
+        toast(message)
+        self.warned.emit(message)
+
     def act(self, what: Callable[..., Any], *args: Any) -> bool:
         """Do something with the session; says why if it cannot be done, and shows what is true then."""
         try:
             what(*args)
         except (ValueError, OSError) as error:
-            show_warning(str(error))
             self._show_all()
+            self.warn(str(error))
             return False
         return True
 
     def act_by(self, what: Callable[..., Any], **args: Any) -> bool:
         """Do something with the session in the reviewer's name; without one nothing is done, and it is asked for."""
         if not self.reviewer:
-            show_warning(NEEDS_NAME)
             self._show_all()
+            self.warn(NEEDS_NAME)
             self.unnamed.emit()
             return False
         return self.act(partial(what, reviewer=self.reviewer, **args))
@@ -246,9 +254,9 @@ class Review(QObject):
         from ._review_missed import find_cells
 
         if self.session.read_only or self.slide is None:
-            show_warning(self.session.read_only or "the picture is not there: find it before cells are added")
+            self.warn(self.session.read_only or "Find the picture before you add cells.")
             return
-        find_cells(self.slide, points, self.session, self._on_found)
+        find_cells(self.slide, points, self.session, self._on_found, self.warn)
 
     def _on_found(self, found: list[tuple[Cells, Rings]]) -> None:
         if not isalive(self):

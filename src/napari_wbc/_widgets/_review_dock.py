@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from napari.layers import Points
-from napari.utils.notifications import show_warning
 from qtpy.compat import isalive
 from qtpy.QtCore import QEvent, Qt
 from qtpy.QtWidgets import (
@@ -24,6 +23,7 @@ from ._dock import EXPECTED, LayerChoice, SharedPlace
 from ._layers import CELLS
 from ._review import Review, begin
 from ._source import KEY
+from ._toast import toast
 
 if TYPE_CHECKING:
     from napari.viewer import Viewer
@@ -70,8 +70,8 @@ class ReviewDock(SharedPlace):
 
     Notes
     -----
-    Subclasses fill `body`, call `adopt` when they are built, and implement `show_review`, `show_change` and
-    `show_theme`.
+    Subclasses fill `body`, put `status` into it, call `adopt` when they are built, and implement `show_review`,
+    `show_change`, `show_state` and `show_theme`.
     """
 
     def __init__(self, napari_viewer: Viewer) -> None:
@@ -100,6 +100,8 @@ class ReviewDock(SharedPlace):
         self.form.setFieldGrowthPolicy(QFormLayout.FieldGrowthPolicy.AllNonFixedFieldsGrow)
         self.form.addRow("Cells", top)
         self.form.addRow("Reviewer", self.reviewer)
+        self.status = QLabel(NEEDS_CELLS)
+        self.status.setWordWrap(True)
         self.body = QVBoxLayout(self)
         self.body.addLayout(self.form)
         self.body.addWidget(self.banner)
@@ -117,6 +119,15 @@ class ReviewDock(SharedPlace):
         """Take the colours of napari's theme."""
         raise NotImplementedError
 
+    def show_state(self) -> None:
+        """Say in the dock's line how far the review is."""
+        raise NotImplementedError
+
+    def warn(self, message: str) -> None:
+        """Say what cannot be done, in napari and in the dock's line."""
+        toast(message)
+        self.status.setText(message)
+
     def open_results(self, folder: str | Path | None = None) -> None:
         """Open a folder of results; asks for it if none is given."""
         folder = folder or QFileDialog.getExistingDirectory(self, "Folder of results")
@@ -125,7 +136,7 @@ class ReviewDock(SharedPlace):
                 self.viewer.open(str(folder), plugin="napari-wbc")
                 self.viewer.reset_view()  # the counts stand below the picture, and other layers may be elsewhere
             except (*EXPECTED, OSError) as error:
-                show_warning(str(error))
+                self.warn(str(error))
 
     def adopt(self) -> None:
         """Show the review of the chosen layer."""
@@ -146,7 +157,9 @@ class ReviewDock(SharedPlace):
             self.review.changed.connect(self.show_change)
             self.review.replaced.connect(self._on_replaced)
             self.review.named.connect(self._show_reviewer)
+            self.review.named.connect(self.show_state)
             self.review.unnamed.connect(self._ask_name)
+            self.review.warned.connect(self.status.setText)
             self._show_reviewer()
             self._say("\n".join([*filter(None, [self.review.session.read_only]), *self.review.session.notes]))
         self.reviewer.setEnabled(self.review is not None)
@@ -162,7 +175,9 @@ class ReviewDock(SharedPlace):
             review.changed.disconnect(self.show_change)
             review.replaced.disconnect(self._on_replaced)
             review.named.disconnect(self._show_reviewer)
+            review.named.disconnect(self.show_state)
             review.unnamed.disconnect(self._ask_name)
+            review.warned.disconnect(self.status.setText)
             self._held.leave()
         self._say("")
 
@@ -178,8 +193,8 @@ class ReviewDock(SharedPlace):
         try:
             self.review.set_reviewer(self.reviewer.text())
         except ValueError as error:
-            show_warning(str(error))
             self._show_reviewer()
+            self.warn(str(error))
 
     def _show_reviewer(self) -> None:
         if self.review is not None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 from napari.qt.threading import create_worker
-from napari.utils.notifications import show_warning
 from qtpy.QtWidgets import QApplication
 
 from ._models import ModelChoice
@@ -24,16 +23,20 @@ if TYPE_CHECKING:
 
 
 def find_cells(
-    slide: Slide, points: npt.NDArray[np.float64], session: ReviewSession, tell: Callable[[Found], None]
+    slide: Slide,
+    points: npt.NDArray[np.float64],
+    session: ReviewSession,
+    tell: Callable[[Found], None],
+    warn: Callable[[str], None],
 ) -> None:
     """Find and judge what lies at points, rows and columns of the picture, in a thread, and tell it."""
-    worker = create_worker(_cells_at, slide, points, session, _card(session))
+    worker = create_worker(_cells_at, slide, points, session, _card(session, warn))
     worker.returned.connect(tell)
-    worker.errored.connect(lambda error: show_warning(str(error)))
+    worker.errored.connect(lambda error: warn(str(error)))
     worker.start()
 
 
-def _card(session: ReviewSession) -> Path | None:
+def _card(session: ReviewSession, warn: Callable[[str], None]) -> Path | None:
     """Return the card of the model that classified the cells; None where it is not here or they have no classes.
 
     Folders that napari saved alone do not say which it was: then it is the default one, if it has the same classes.
@@ -54,7 +57,7 @@ def _card(session: ReviewSession) -> Path | None:
     if not used and ModelCard.from_json(default.read_text("utf-8")).classes == classes:
         return default
     name = used["name"] if used else "of these cells, which their folder does not name,"
-    show_warning(f"the model {name} is not installed here: added cells have no class until you give them one")
+    warn(f"the model {name} is not installed here: added cells have no class until you give them one")
     return None
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from napari.layers import Points
-from napari.utils.notifications import show_warning
 
 from napari_wbc.cells import Cells
 from napari_wbc.decisions import Decided
@@ -31,8 +30,8 @@ def session_of(layer: Points) -> ReviewSession:
         return ReviewSession(Kept(Decided(shown)))
     try:
         _decide_what_differs(session, shown, since, user() or UNNAMED)
-    except ReadOnlyError as error:
-        show_warning(f"{error}; what was changed in the layer is not kept")
+    except ReadOnlyError:
+        session.notes.append("what was changed in the layer is not kept")
     return session
 
 

@@ -90,6 +90,37 @@ def test_nobody_decides_without_a_name(gallery, reader, qtbot):
     assert reader == ["B. Reader"]  # and of the pictures that are opened next
 
 
+def test_a_chosen_cell_is_framed_in_the_picture(gallery, viewer, dock):
+    classify, crop = dock("Classify white cells"), dock("Crop cells")
+    said = classify.status.text()
+    active = viewer.layers.selection.active
+    label = int(gallery.view.labels[3])
+    gallery.view.select({label}, label)
+    gallery.view.selection_changed.emit()
+    frames = viewer.layers["chosen cells"]
+    assert viewer.layers.selection.active == active
+    names = [layer.name for layer in viewer.layers]
+    assert names.index("cells") < names.index("chosen cells") < names.index("names")
+    row = table_of(gallery).loc[label]
+    assert np.allclose(frames.data, [row["centroid-0"], row["centroid-1"]])
+    assert (frames.size > max(row["bbox-2"] - row["bbox-0"], row["bbox-3"] - row["bbox-1"])).all()
+    assert frames.border_color.tolist() == [[0, 0, 0, 1], [1, 1, 1, 1]]  # dark and light: seen on every stain
+    for zoom in (0.01, 1, 30):
+        gallery.review._camera.zoom = zoom
+        wide = np.maximum(frames.size * zoom, frames.canvas_size_limits[0]) * frames.border_width
+        assert np.allclose(wide, [6, 3])  # pixels of the screen
+    viewer.layers["cells"].selected_data = {1, 2}
+    gallery.review._look()
+    assert np.allclose(frames.data[::2], viewer.layers["cells"].data[1:3])
+    assert crop.cells.findText("chosen cells") < 0
+    assert classify.status.text() == said
+    gallery.view.select(set())
+    gallery.view.selection_changed.emit()
+    assert len(frames.data) == 0
+    viewer.window.remove_dock_widget(gallery)
+    assert frames not in viewer.layers
+
+
 def test_results_that_are_opened_beside_another_picture_are_in_view(gallery, viewer, results, tmp_path):
     viewer.layers.clear()
     viewer.add_image(np.zeros((20, 20, 3), np.uint8), translate=(5000, 5000))

@@ -29,7 +29,7 @@ from qtpy.QtWidgets import (
 from napari_wbc.palette import use_palette
 
 from ._preferences import preference
-from ._source import CROPS, DENSITY, KEY, REGIONS
+from ._source import CROPS, DENSITY, FRAMES, KEY, REGIONS
 from ._toast import toast
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class LayerChoice(QComboBox):
     def _offers(self, layer: Any) -> bool:
         # Crops and maps of ours are no smears.
         mark = getattr(layer, "metadata", {}).get(KEY, {})
-        return isinstance(layer, self._kind) and mark.get("role") not in (CROPS, REGIONS, DENSITY)
+        return isinstance(layer, self._kind) and mark.get("role") not in (CROPS, REGIONS, DENSITY, FRAMES)
 
     def choose(self, layer: Layer | None) -> None:
         """Choose a layer; nothing happens if it is not offered."""
@@ -280,6 +280,7 @@ class Dock(ButtonDock):
         self.image.setToolTip("The RGB picture of the smear")
         self.form.addRow("Picture", self.image)
         self._workers: list[Any] = []
+        self._said_of: Layer | None = None
         self.image.chosen.connect(self._say_next)
         # Bound methods of a dying widget are not called any more; a function of its list is.
         self.destroyed.connect(partial(_quit, self._workers))
@@ -359,5 +360,8 @@ class Dock(ButtonDock):
             self.status.setText("Cancelled.")
 
     def _say_next(self) -> None:
-        if not self.is_running:
-            self.status.setText(NEEDS_IMAGE if self.image.layer is None else READY)
+        image = self.image.layer
+        # What was said of a picture stands until another is chosen, however many layers come and go.
+        if not self.is_running and (image is None or image != self._said_of):
+            self._said_of = image
+            self.status.setText(NEEDS_IMAGE if image is None else READY)

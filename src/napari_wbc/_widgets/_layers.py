@@ -38,7 +38,7 @@ class Shared:
         return self
 
 
-_PLACE = ("scale", "translate", "rotate", "shear", "affine", "units")
+PLACE = ("scale", "translate", "rotate", "shear", "affine", "units")
 CELLS, LABELS = "cells", "cells labels"
 CORRECTED = "corrected cells"
 MANY = 5_000
@@ -240,7 +240,7 @@ def _update(layer: Layer, data: Any, attributes: dict[str, Any]) -> None:
         attributes = {name: value for name, value in attributes.items() if name != "colormap"}
     layer.data = data
     layer.features = attributes["features"]
-    for name in ("face_color_cycle", "face_color", "edge_width", "size", "colormap", *_PLACE):
+    for name in ("face_color_cycle", "face_color", "edge_width", "size", "colormap", *PLACE):
         if name in attributes:
             _set(layer, name, attributes[name])
     for name, value in attributes.get("text", {}).items():
@@ -254,7 +254,7 @@ def _update(layer: Layer, data: Any, attributes: dict[str, Any]) -> None:
 def _set(target: Any, name: str, value: Any) -> None:
     """Set what differs: each setting draws the layer again, and outlines of a large field take half a second."""
     before = getattr(target, name)
-    same = name in _PLACE and np.array_equal(
+    same = name in PLACE and np.array_equal(
         getattr(before, "affine_matrix", before), getattr(value, "affine_matrix", value)
     )
     if not same:

@@ -22,6 +22,7 @@ from napari_wbc.decisions import Change
 from napari_wbc.palette import colour
 from napari_wbc.review_session import ReviewSession, checked_name
 
+from ._frames import Frames
 from ._layers import CELLS, LABELS, MANY, find_layer, show_corrections
 from ._panel import COUNTS, NAMES
 from ._review_open import remember, session_of, user
@@ -105,6 +106,8 @@ class Review(QObject):
         self.selected: npt.NDArray[np.int64] = np.empty(0, np.int64)
         """Labels of the selected cells."""
         self._outlined: set[int] = set()
+        self._camera = getattr(viewer, "scene", viewer).camera  # napari 0.9 moved it
+        self._frames = Frames(viewer, layer)
         session.subscribe(self._on_change)
         self._show_all()
         self._timer = QTimer(self)
@@ -117,7 +120,6 @@ class Review(QObject):
         self._later.setInterval(_SLOW_MS)
         self._later.timeout.connect(self.show_rest)
         self.show_rest()
-        self._camera = getattr(viewer, "scene", viewer).camera  # napari 0.9 moved it
         self._camera.events.zoom.connect(self._smooth)
         self._smooth()
 
@@ -139,6 +141,7 @@ class Review(QObject):
             self._timer.stop()
             self._later.stop()
             self._camera.events.zoom.disconnect(self._smooth)
+            self._frames.remove()
         _open.pop(str(self.layer.unique_id), None)
         try:
             self.session.save()
@@ -335,6 +338,7 @@ class Review(QObject):
 
     def _smooth(self, _: object = None) -> None:
         """Smooth the edges of the points, not of thousands of tiny ones: a processor takes long for them."""
+        self._frames.follow(self._camera.zoom)
         layer = self.layer
         if len(layer.data):
             pixels = float(np.median(layer.size)) * abs(layer.scale[-1]) * self._camera.zoom
@@ -391,6 +395,7 @@ class Review(QObject):
         labels = self._labels[now]
         if not np.array_equal(labels, np.sort(self.selected)):
             self.selected = labels
+            self._frame(now)
             self.picked.emit()
 
     def select(self, labels: npt.ArrayLike) -> None:
@@ -398,6 +403,13 @@ class Review(QObject):
         rows = self.rows_of(labels)
         self.selected = self._labels[rows]
         self.layer.selected_data = set(rows.tolist())
+        self._frame(rows)
+
+    def _frame(self, rows: npt.NDArray[np.intp]) -> None:
+        """Frame cells in the picture."""
+        box = self.session.cells.table.iloc[rows][["bbox-0", "bbox-1", "bbox-2", "bbox-3"]].to_numpy(float)
+        sides = (box[:, 2:] - box[:, :2]).max(axis=1, initial=0)
+        self._frames.show(self.session.cells.centroids[rows], sides, self._camera.zoom)
 
     def fly_to(self, label: int) -> None:
         """Show a cell in the middle of the canvas, highlighted."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Under this key our layers' metadata say what they show and of which picture.
 KEY = "napari-wbc"
-CROPS, REGIONS, DENSITY = "crops", "regions", "density"
+CROPS, REGIONS, DENSITY, FRAMES = "crops", "regions", "density", "frames"
 
 
 def layer_mpp(layer: Image) -> float | None:

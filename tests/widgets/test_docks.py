@@ -134,3 +134,29 @@ def test_the_line_that_napari_shows_of_a_message_is_read_whole(message, lines, v
     shown.row1.activate()
     assert shown.message.fontMetrics().horizontalAdvance(lines[0]) <= 300  # of 400, beside icon and buttons
     shown.close()
+
+
+def test_a_dock_behind_another_comes_to_the_front_when_it_is_chosen_in_the_menu(make_napari_viewer, qtbot):
+    """napari's menu shows and hides: of a dock behind a tab nobody wants it to be hidden."""
+    viewer = make_napari_viewer(show=True)
+    window = viewer.window
+    (menu,) = [action.menu() for action in window.plugins_menu.actions() if "White blood cells" in action.text()]
+
+    def choose(title: str) -> None:
+        menu.aboutToShow.emit()
+        next(action for action in menu.actions() if action.text() == title).trigger()
+
+    def in_front() -> list[str]:
+        docks = window._wrapped_dock_widgets
+        seen = [name for name, dock in docks.items() if not dock.visibleRegion().isEmpty()]
+        return [name.split(" (")[0] for name in seen if "White blood cells" in name]
+
+    for title in ("Gallery of cells", "Differential", "Gallery of cells"):
+        choose(title)
+        qtbot.waitUntil(lambda title=title: in_front() == [title], timeout=10_000)
+    choose("Gallery of cells")  # in front it is hidden, as napari has it
+    qtbot.waitUntil(lambda: in_front() == ["Differential"], timeout=10_000)
+    qtbot.wait(50)
+    assert in_front() == ["Differential"]
+    choose("Gallery of cells")
+    qtbot.waitUntil(lambda: in_front() == ["Gallery of cells"], timeout=10_000)

@@ -154,19 +154,22 @@ class SharedPlace(QWidget):
         super().__init__()
         use_palette(preference("palette"))
         self.viewer = napari_viewer
-        self._has_place = False
+        self._has_place = self._is_behind = False
         # As the window was before the dock made it higher.
         self._window_before = napari_viewer.window.geometry()[2:]
 
     def showEvent(self, event: Any) -> None:  # noqa: N802
-        """Go behind the same tabs as the others."""
+        """Share the tabs of the others, in front of them."""
         super().showEvent(event)
-        dock, window = self.parent(), self.window()
-        while dock is not None and not isinstance(dock, QDockWidget):
-            dock = dock.parent()
-        if self._has_place or dock is None or not isinstance(window, QMainWindow):
+        dock, window = self._dock(), self.window()
+        if dock is None or not isinstance(window, QMainWindow):
+            return
+        if self._has_place:
+            if not event.spontaneous():  # chosen again, not the whole window that comes back
+                QTimer.singleShot(0, partial(_bring_to_front, dock))
             return
         self._has_place = True
+        dock.visibilityChanged.connect(self._on_visibility)
         area = window.dockWidgetArea(dock)
         for other in window.findChildren(QDockWidget):
             ours = other is not dock and other.isVisible() and other.findChild(SharedPlace) is not None
@@ -176,6 +179,31 @@ class SharedPlace(QWidget):
                 if not window.isMaximized() and not window.isFullScreen():
                     QTimer.singleShot(0, partial(window.resize, *self._window_before))
                 return
+
+    def hideEvent(self, event: Any) -> None:  # noqa: N802
+        """Come to the front instead: napari's menu hides a dock that is chosen there while it is behind another tab."""
+        super().hideEvent(event)
+        dock = self._dock()
+        if self._is_behind and dock is not None and dock.isHidden():
+            QTimer.singleShot(0, partial(_bring_to_front, dock))
+
+    def _dock(self) -> QDockWidget | None:
+        dock = self.parent()
+        while dock is not None and not isinstance(dock, QDockWidget):
+            dock = dock.parent()
+        return dock
+
+    def _on_visibility(self, seen: bool) -> None:  # noqa: FBT001
+        dock = self._dock()
+        self._is_behind = not seen and dock is not None and (self._is_behind or not dock.isHidden())
+
+
+def _bring_to_front(dock: QDockWidget) -> None:
+    window = dock.parent() if isalive(dock) else None
+    # One that was taken out of the window meanwhile has no area.
+    if isinstance(window, QMainWindow) and window.dockWidgetArea(dock) != Qt.DockWidgetArea.NoDockWidgetArea:
+        dock.show()
+        dock.raise_()
 
 
 class ButtonDock(SharedPlace):

@@ -90,6 +90,37 @@ def test_nobody_decides_without_a_name(gallery, reader, qtbot):
     assert reader == ["B. Reader"]  # and of the pictures that are opened next
 
 
+def test_what_was_changed_before_anybody_was_named_waits_for_a_name(viewer, dock, results, reader):
+    """A log holds no decision of nobody; and nothing that was changed is lost."""
+    reader.clear()
+    viewer.open(str(results), plugin="napari-wbc")
+    layer, classify = viewer.layers["cells"], dock("Classify white cells")
+    changed = layer.features.copy()
+    changed.loc[[3, 5], "class"] = "smudge"
+    layer.features = changed
+    layer.selected_data = {7}
+    layer.remove_selected()
+    gallery = dock(TITLE)
+    assert gallery.banner.text() == "3 cells that you changed wait for your name: enter it as Reviewer."
+    assert not (results / DECISIONS).exists()
+    assert "smudge" not in set(table_of(gallery)["class"])
+    assert classify.save(results) is None
+    assert classify.status.text() == gallery.banner.text()
+    viewer.window.remove_dock_widget(gallery)
+    assert layer.features["class"][[3, 5]].tolist() == ["smudge"] * 2  # as before, since nobody took them over
+    assert len(layer.data) == 23
+    gallery = dock(TITLE)
+    gallery.reviewer.setText("B. Reader")
+    gallery.reviewer.editingFinished.emit()
+    assert gallery.banner.isHidden()
+    decided = table_of(gallery).query("`class` == 'smudge'")
+    assert decided.index.tolist() == [4, 6]
+    assert set(decided["reviewer"]) == {"B. Reader"}
+    assert 8 not in table_of(gallery).index
+    entries = [json.loads(line) for line in (results / DECISIONS).read_text().splitlines()][1:]
+    assert {entry["reviewer"] for entry in entries if "reviewer" in entry} == {"B. Reader"}
+
+
 def test_a_chosen_cell_is_framed_in_the_picture(gallery, viewer, dock):
     classify, crop = dock("Classify white cells"), dock("Crop cells")
     said = classify.status.text()

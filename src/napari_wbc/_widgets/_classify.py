@@ -278,9 +278,12 @@ class ClassifyWidget(Dock):
         from ._review import review_of
 
         layer = self._shown.get(CELLS)
-        session = review.session if layer is not None and (review := review_of(layer)) is not None else None
-        if session is None:
+        review = review_of(layer) if layer is not None else None
+        if review is None:
             return None
+        if review.waits:
+            raise ValueError(review.waits)
+        session = review.session
         if session.folder is None and session.analysis is not None:
             return session.keep(folder)
         if session.folder == folder.absolute():

@@ -193,7 +193,7 @@ class SharedPlace(QWidget):
             dock = dock.parent()
         return dock
 
-    def _on_visibility(self, seen: bool) -> None:  # noqa: FBT001
+    def _on_visibility(self, seen: bool) -> None:
         dock = self._dock()
         self._is_behind = not seen and dock is not None and (self._is_behind or not dock.isHidden())
 

@@ -225,7 +225,7 @@ def is_edited(layer: Layer) -> bool:
     """Whether the user changed cells since the run that made the points layer."""
     # What was read from files may hold corrections of long ago.
     before = layer.metadata[KEY].get("cells")
-    return before is None or bool(cells_of(layer.features, layer.data) != before)
+    return before is None or "waiting" in layer.metadata[KEY] or bool(cells_of(layer.features, layer.data) != before)
 
 
 def _update(layer: Layer, data: Any, attributes: dict[str, Any]) -> None:

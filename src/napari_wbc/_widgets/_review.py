@@ -25,7 +25,7 @@ from napari_wbc.review_session import ReviewSession, checked_name
 from ._frames import Frames
 from ._layers import CELLS, LABELS, MANY, find_layer, show_corrections
 from ._panel import COUNTS, NAMES
-from ._review_open import remember, session_of, user
+from ._review_open import Changes, open_review, remember, user
 from ._source import KEY, slide_of
 from ._toast import toast
 
@@ -61,7 +61,7 @@ def begin(viewer: Viewer, layer: Points) -> Review:
     """
     found = review_of(layer)
     if found is None:
-        found = Review(viewer, layer, session_of(layer))
+        found = Review(viewer, layer, *open_review(layer))
         _open[str(layer.unique_id)] = found
     return found
 
@@ -76,6 +76,8 @@ class Review(QObject):
         The cells.
     session : ReviewSession
         Their review.
+    waiting : Changes, optional
+        What was changed in the layer before: decisions of whom it is to be said.
     """
 
     changed = Signal(object)
@@ -93,9 +95,9 @@ class Review(QObject):
     replaced = Signal()
     """The layer holds other cells: a new run, or it is gone. This review is over."""
 
-    def __init__(self, viewer: Viewer, layer: Points, session: ReviewSession) -> None:
+    def __init__(self, viewer: Viewer, layer: Points, session: ReviewSession, waiting: Changes | None) -> None:
         super().__init__()
-        self.viewer, self.layer, self.session = viewer, layer, session
+        self.viewer, self.layer, self.session, self._waiting = viewer, layer, session, waiting
         self.reviewer = user()
         """Who decides; empty as long as nobody said so."""
         self._users: set[object] = set()
@@ -108,6 +110,10 @@ class Review(QObject):
         self._outlined: set[int] = set()
         self._camera = getattr(viewer, "scene", viewer).camera  # napari 0.9 moved it
         self._frames = Frames(viewer, layer)
+        if self.reviewer:
+            self._take_waiting()
+        elif waiting is not None:
+            layer.metadata[KEY]["waiting"] = True  # so that a new run takes it for corrected
         session.subscribe(self._on_change)
         self._show_all()
         self._timer = QTimer(self)
@@ -142,6 +148,8 @@ class Review(QObject):
             self._later.stop()
             self._camera.events.zoom.disconnect(self._smooth)
             self._frames.remove()
+            if (waiting := self._forget_waiting()) is not None and self.layer in self.viewer.layers:
+                self._show(waiting.data, waiting.features)
         _open.pop(str(self.layer.unique_id), None)
         try:
             self.session.save()
@@ -202,7 +210,37 @@ class Review(QObject):
         """Take the name of who decides from now on; raises ValueError if it is none."""
         self.reviewer = checked_name(name)
         remember(self.reviewer)
+        self._take_waiting()
         self.named.emit()
+
+    def _take_waiting(self) -> None:
+        """Make decisions of what was changed in the layer before."""
+        waiting = self._forget_waiting()
+        if waiting is None:
+            return
+        try:
+            waiting.decide(self.session, self.reviewer)
+        except (ValueError, OSError) as error:
+            self.session.notes.append(f"what was changed in the layer is not kept: {error}")
+
+    def _forget_waiting(self) -> Changes | None:
+        waiting, self._waiting = self._waiting, None
+        self.layer.metadata[KEY].pop("waiting", None)
+        return waiting
+
+    @property
+    def waits(self) -> str:
+        """Says that what was changed in the layer before is no decision yet; empty if nothing was, or if it is."""
+        if self._waiting is None:
+            return ""
+        n = len(self._waiting)
+        what = "One cell that you changed waits" if n == 1 else f"{n} cells that you changed wait"
+        return f"{what} for your name: enter it as Reviewer."
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known of this review."""
+        return [*filter(None, [self.session.read_only, self.waits]), *self.session.notes]
 
     def warn(self, message: str) -> None:
         """Say what cannot be done, in napari and in the lines of the docks."""
@@ -286,15 +324,19 @@ class Review(QObject):
         self._labels = table["label"].to_numpy(np.int64, copy=True)
         features = table.assign(**{"class": self._categories(table["class"])})
         kept = self.selected
-        with layer.events.data.blocker(), layer.events.features.blocker():
-            layer.selected_data = set()
-            if not np.array_equal(layer.data, cells.centroids.astype(layer.data.dtype)):
-                layer.data = cells.centroids
-            layer.features = features
-        layer.face_color = _faces(table["class"])
+        self._show(cells.centroids, features)
         self._remember()
         self.select(kept)
         layer.events.features()
+
+    def _show(self, data: npt.NDArray[np.float64], features: pd.DataFrame) -> None:
+        layer = self.layer
+        with layer.events.data.blocker(), layer.events.features.blocker():
+            layer.selected_data = set()
+            if not np.array_equal(layer.data, data.astype(layer.data.dtype)):
+                layer.data = data
+            layer.features = features
+        layer.face_color = _faces(features["class"].astype(object))
 
     def _show_classes(self, rows: npt.NDArray[np.intp]) -> None:
         """Give the layer the classes of the session; `rows` are those that changed."""

@@ -161,7 +161,6 @@ class ReviewDock(SharedPlace):
             self.review.unnamed.connect(self._ask_name)
             self.review.warned.connect(self.status.setText)
             self._show_reviewer()
-            self._say("\n".join([*filter(None, [self.review.session.read_only]), *self.review.session.notes]))
         self.reviewer.setEnabled(self.review is not None)
         self.show_review()
 
@@ -199,6 +198,7 @@ class ReviewDock(SharedPlace):
     def _show_reviewer(self) -> None:
         if self.review is not None:
             self.reviewer.setText(self.review.reviewer)
+            self._say("\n".join(self.review.notes))
 
     def _ask_name(self) -> None:
         if self.isVisible():

@@ -69,7 +69,9 @@ def test_the_dock_the_pipeline_and_the_command_line_agree(viewer, dock, press, s
     assert shown_counts(widget) == expected_counts(expected.cells)
     assert [layer.name for layer in viewer.layers] == [sample(KEY).stem, *NAMES]
     n = (expected.cells.table["class"] == "unidentified").sum()
-    assert said.endswith(f", {n or 'none'} unidentified.")
+    counted = f"{len(expected.cells)} cells: {len(expected.cells) - n} with a class, {n or 'none'} unidentified."
+    assert said.endswith(counted)
+    assert widget.results.head.text().endswith(counted)
     head, notes = widget.results.head.text(), widget.results.notes.text()
     assert head.startswith(f"Scale: {expected.appearance.mpp:.3f} µm per pixel, measured from ")
     assert "Research use only" in notes

@@ -61,6 +61,9 @@ def test_target_progress_limits_and_signature(counts, qtbot):
     assert counts.progress.text() == f"0 of {chosen.sum()} reviewed"
     assert "taken systematically" in counts.results.head.text()
     assert "seed 0" in counts.results.head.text()
+    unsure = (session.cells.table["class"][chosen] == "unidentified").sum()
+    said = f"{chosen.sum()} cells: {chosen.sum() - unsure} with a class, {unsure} unidentified. "
+    assert counts.results.head.text().startswith(said)
     labels = session.cells.table["label"][chosen]
     counts.review.accept(labels.iloc[:43])
     qtbot.waitUntil(lambda: counts.progress.value() == 43, timeout=5000)

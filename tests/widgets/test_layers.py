@@ -79,7 +79,7 @@ def test_labels_features_are_found_by_id(cells, labels):
 
 def test_counts_are_the_differential(cells, labels):
     texts = make(cells, labels)["counts"].text.values.tolist()
-    assert "2 white cells, exact 95 % limits" in texts
+    assert "2 white cells of 3 cells, exact 95 % limits" in texts
     assert "50.0 % (1.3–98.7)" in texts
     assert texts.count("1") == 3
 

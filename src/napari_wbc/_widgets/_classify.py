@@ -143,10 +143,9 @@ class ClassifyWidget(Dock):
 
     def done(self, result: Analysis, image: Image) -> str:
         """Show cells, labels, names and counts."""
-        from napari_wbc.class_names import UNIDENTIFIED
-
         from ._layers import find_layer, update_layers
         from ._panel import COUNTS
+        from ._results import cells_line
 
         first = find_layer(self.viewer, image, COUNTS) is None
         shown = update_layers(self.viewer, result, image)
@@ -155,10 +154,9 @@ class ClassifyWidget(Dock):
             # Later the view is the user's.
             self.viewer.reset_view()
         self._show_counts(result.cells)
-        n, unsure = len(result.cells), int((result.cells.table["class"] == UNIDENTIFIED).sum())
-        if not n:
+        if not len(result.cells):
             return "No white cell was found."
-        return f"{n} cell{'' if n == 1 else 's'} in {result.slide.name}, {unsure or 'none'} unidentified."
+        return f"{result.slide.name}: {cells_line(result.cells)}."
 
     def _within(self, image: Image) -> list[Any] | None:
         """Return the part of a slide that the user chose, or None for all of it."""
@@ -377,7 +375,7 @@ class ClassifyWidget(Dock):
     def _show_counts(self, cells: Cells) -> None:
         from napari_wbc.count import differential
 
-        from ._results import LIMITS_NOTE, Results
+        from ._results import LIMITS_NOTE, Results, cells_line
 
         if self.results is None:
             self.results = Results(self.viewer.theme)
@@ -387,6 +385,7 @@ class ClassifyWidget(Dock):
             name = self.analysis.card.name if self.analysis.card else "none"
             head = scale_line(self.analysis.appearance)
             notes = [*self.analysis.notes, f"Model {name}, threshold {self.analysis.threshold:g}."]
+        head = f"{head}\n{cells_line(cells)}."
         self.results.show_counts(differential(cells), head, [*notes, LIMITS_NOTE, "Research use only."])
 
     def _on_features(self) -> None:

@@ -30,7 +30,7 @@ from ._dock import EXPECTED
 from ._layers import CELLS
 from ._looking import Looking
 from ._models import BROWSE
-from ._results import LIMITS_NOTE, Results
+from ._results import LIMITS_NOTE, Results, cells_line
 from ._review_dock import NEEDS_CELLS, ReviewDock
 from ._source import KEY
 from ._toast import toast
@@ -214,7 +214,7 @@ class DifferentialWidget(ReviewDock):
         self.progress.setRange(0, max(1, int(counted.sum())))
         self.progress.setValue(done)
         self.progress.setUpdatesEnabled(True)
-        line = sampling_line(settings["target"], settings["seed"])
+        line = f"{cells_line(cells)}. {sampling_line(settings['target'], settings['seed'])}"
         if self.tabs.currentIndex() == 0:  # else it would lie over the page in front
             self.results.show()
         notes = [LIMITS_NOTE, f"Ranges: {self.ranges.source}.", "Research use only."]

@@ -15,7 +15,7 @@ from napari_wbc.count import differential
 from napari_wbc.reference import Ranges, with_ranges
 
 from ._dock import EXPECTED
-from ._results import LIMITS_NOTE, Results, fill_table, plain_table
+from ._results import LIMITS_NOTE, Results, cells_line, fill_table, plain_table
 
 if TYPE_CHECKING:
     from napari_wbc.case import Case
@@ -81,7 +81,7 @@ class RunTab(QWidget):
         self.status.setText(f"{len(case.pictures):,} pictures, {done:,} of {len(cells):,} cells reviewed.")
         notes = [LIMITS_NOTE, f"Ranges: {ranges.source}.", "Research use only."]
         self.results.show_counts(
-            with_ranges(differential(cells), ranges), "All cells of all pictures of the run.", notes
+            with_ranges(differential(cells), ranges), f"{cells_line(cells)}, of all pictures of the run.", notes
         )
 
     def _on_picture(self, row: int, _: int) -> None:

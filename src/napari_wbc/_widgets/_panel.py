@@ -85,7 +85,8 @@ def counts_panel(cells: Cells, extent: Sequence[int], scale: Sequence[float]) ->
     em = min(extent[0] / 30, extent[1] / 44)
     row = 1.75 * em
     white = int(counts.loc[counts["group"] == "white", "n"].sum())
-    title = f"{white} white cell{'' if white == 1 else 's'}, exact 95 % limits"
+    of = f" of {len(cells)} cells" if white != len(cells) else ""
+    title = f"{white} white cell{'' if white == 1 else 's'}{of}, exact 95 % limits"
     lines = [(str(entry["class"]), str(entry["n"]), value_text(entry)) for _, entry in counts.iterrows()]
     widths = [max((text_width(line[k], em) for line in lines), default=0.0) for k in range(3)]
     gap, pad = 1.5 * em, 0.9 * em

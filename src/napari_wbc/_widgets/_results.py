@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -20,10 +21,14 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
+from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.palette import colour
 from napari_wbc.reference import flag_sign
 
 from ._chart import Chart
+
+if TYPE_CHECKING:
+    from napari_wbc.cells import Cells
 
 # Sections of the table with their groups (`napari_wbc.count`).
 SECTIONS = (
@@ -157,6 +162,16 @@ class Results(QWidget):
                 item.setFont(font)
                 item.setToolTip(OUTSIDE[text[-1]])
             self.table.setItem(row, column, item)
+
+
+def cells_line(cells: Cells) -> str:
+    """Say how many cells there are, and how many have a class: ``20 cells: 15 with a class, 5 unidentified``."""
+    n, names = len(cells), cells.table["class"]
+    unsure, none = int((names == UNIDENTIFIED).sum()), int((names == "").sum())
+    parts = [f"{n - unsure - none:,} with a class", f"{unsure:,} unidentified" if unsure else "none unidentified"]
+    if none:
+        parts.append(f"{none:,} without a class")
+    return f"{n:,} cell{'' if n == 1 else 's'}: {', '.join(parts)}"
 
 
 def row_texts(entry: pd.Series) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from scipy import ndimage as ndi
 
 from . import scale
@@ -21,6 +22,7 @@ __all__ = [
     "density_of",
     "disc",
     "reduced",
+    "shrunk",
     "thiazine",
 ]
 
@@ -126,6 +128,12 @@ def reduced(rgb: npt.NDArray[np.uint8], factor: float) -> Float:
     """The image at ``factor`` times its size, float32, at least 1 x 1."""
     shape = (max(1, round(rgb.shape[0] * factor)), max(1, round(rgb.shape[1] * factor)))
     return scale.resample(rgb, shape)
+
+
+def shrunk(rgb: npt.NDArray[np.uint8], factor: float) -> npt.NDArray[np.uint8]:
+    """As `reduced`, rounded to uint8."""
+    rows, columns = (max(1, round(side * factor)) for side in rgb.shape[:2])
+    return np.asarray(Image.fromarray(rgb).resize((columns, rows), Image.Resampling.BILINEAR))
 
 
 def disc(radius: float) -> Mask:

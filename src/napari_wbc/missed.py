@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .appearance import Appearance, SegmentParameters, appearance
+from .appearance import Appearance, SegmentParameters, appearance, shrunk
 from .cells import Cells, measure
 from .geojson import Rings, outlines
 from .pipeline import ASSUMED_CELL_UM
-from .segment import segment
+from .plan import WORKING_UM
+from .scale import even_density
+from .segment import outlined, segment
 from .whole import crop_slide
 
 if TYPE_CHECKING:
@@ -70,7 +72,7 @@ def cell_at(
     first = np.maximum(np.floor(place).astype(int) - half, 0)
     last = np.minimum(np.ceil(place).astype(int) + half, slide.shape)
     image = slide.read((int(first[0]), int(first[1]), int(last[0]), int(last[1])))
-    mask = _mask_at(image, place - first, mpp, look)
+    mask = _mask_at(image, place - first, mpp, look, slide.is_whole)
     table = measure(mask.astype(np.int32), slide=slide.name, mpp=mpp).table
     for axis in (0, 1):
         table[f"centroid-{axis}"] += first[axis]
@@ -90,16 +92,25 @@ def cell_at(
 
 
 def _mask_at(
-    image: npt.NDArray[np.uint8], place: npt.NDArray[np.float64], mpp: float, look: Appearance | None
+    image: npt.NDArray[np.uint8],
+    place: npt.NDArray[np.float64],
+    mpp: float,
+    look: Appearance | None,
+    on_slide: bool,
 ) -> npt.NDArray[np.bool_]:
     """Pixels of the cell at a place of a window, or of a circle where none is found."""
     parameters = SegmentParameters(mpp=mpp)
     look = look or appearance(image, parameters)
+    if on_slide:  # as its other cells are outlined
+        parameters = replace(parameters, working_mpp=max(parameters.working_mpp, WORKING_UM))
+        density = even_density(shrunk(image, min(1.0, mpp / parameters.working_mpp)), look.background)
     rows, columns = np.ogrid[: image.shape[0], : image.shape[1]]
     away = np.hypot(rows - place[0], columns - place[1])
     for sensitivity in _SENSITIVITIES:
         more = replace(look, nuclear=look.nuclear / sensitivity)
-        labels = segment(image, replace(parameters, sensitivity=sensitivity), more).labels
+        given = replace(parameters, sensitivity=sensitivity)
+        found = outlined(density, more, given, image.shape[:2]) if on_slide else segment(image, given, more)
+        labels = found.labels
         near = np.where(labels > 0, away, np.inf)
         if near.min() <= _NEAR_UM / mpp:
             return np.asarray(labels == labels[np.unravel_index(near.argmin(), near.shape)])

@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image
 from scipy.spatial import cKDTree
 
 from .ahead import ahead
-from .appearance import Appearance, SegmentParameters
+from .appearance import Appearance, SegmentParameters, shrunk
 from .cells import Cells, measured
 from .coarse import Film
 from .crop import CropSize, crop_cells
@@ -283,7 +282,7 @@ class _Job:
         """Return the cells in the window of each candidate, and whether the window cuts one of its own."""
         columns, pitch, sheet, shifts, edges, beyond = self._sheet(group, round(reach_um / self.mpp))
         factor = np.array(beyond.shape) / sheet.shape[:2]
-        image = np.asarray(Image.fromarray(sheet).resize(beyond.shape[::-1], Image.Resampling.BILINEAR))
+        image = shrunk(sheet, min(1.0, self.mpp / self.parameters.working_mpp))
         unit = self.mpp / math.sqrt(factor.prod())
         density = even_density(image, self.look.background)
         seen = outlined(density, replace(self.look, mpp=unit), self.parameters, beyond.shape)

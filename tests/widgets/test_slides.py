@@ -34,7 +34,7 @@ def test_a_slide_is_opened_classified_and_saved_like_a_field(viewer, dock, press
     widget = dock()
     assert not widget.area.isHidden()
     said = press(widget)
-    assert "7 cells in slide.svs" in said
+    assert "slide.svs: 7 cells" in said
     cells = layer_named(viewer, "cells")
     wanted = run(analyse(Slide.open(path), classifier)).cells
     assert cells_of(cells.features, cells.data) == wanted
@@ -62,7 +62,7 @@ def test_only_what_was_drawn_or_is_seen_is_classified(viewer, dock, press, path)
     shapes = viewer.add_shapes([box], shape_type="rectangle", units=image.units)
     np.testing.assert_allclose(drawn_regions(shapes, image)[0][2], (480, 1280), rtol=1e-3)
     widget.image.choose(image)
-    assert press(widget).startswith("2 cells")
+    assert press(widget).startswith("slide.svs: 2 cells")
     (seen,) = seen_region(image)
     assert (seen.min(axis=0) <= 1).all()
     assert (seen.max(axis=0) >= (940, 1260)).all()

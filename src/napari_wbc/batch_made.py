@@ -84,7 +84,7 @@ def also(analysis: Analysis, folder: Path, ome_labels: bool) -> None:
     step = slide.shape[1] / image.shape[1]
     dotted(image, analysis.cells, step).save(folder / "thumbnail.png", compress_level=2)
     if analysis.whole is not None:
-        per_mm2, side = density(analysis.cells, slide.shape, analysis.appearance.mpp)
-        density_map(image, per_mm2, side / step).save(folder / "density.png", compress_level=2)
+        per_mm2, _ = density(analysis.cells, slide.shape, analysis.appearance.mpp)
+        density_map(image, per_mm2).save(folder / "density.png", compress_level=2)
     if ome_labels:
         write_ome_labels(analysis, folder / BATCH_FOLDER)

@@ -34,13 +34,21 @@ def test_a_slide_is_opened_classified_and_saved_like_a_field(viewer, dock, press
     widget = dock()
     assert not widget.area.isHidden()
     said = press(widget)
-    assert "slide.svs: 7 cells" in said
+    assert said.startswith("slide.svs: 7 cells: ")
     cells = layer_named(viewer, "cells")
     wanted = run(analyse(Slide.open(path), classifier)).cells
     assert cells_of(cells.features, cells.data) == wanted
     names = [layer.name for layer in viewer.layers]
     assert [name for name in names if name == "cells so far"] == []
-    assert layer_named(viewer, "density").data.sum() > 0
+    density = layer_named(viewer, "density")
+    for layer in (density, image):  # it ends where the slide does
+        height, width = (layer.data[0] if layer.multiscale else layer.data).shape[:2]
+        ends = layer.translate + layer.scale * np.array([(-0.5, -0.5), (height - 0.5, width - 0.5)])
+        np.testing.assert_allclose(
+            ends, np.array([(-0.5, -0.5), np.subtract(image.data[0].shape[:2], 0.5)]) * image.scale
+        )
+    area = np.prod(density.scale) / 1e6
+    assert (density.data * area).sum() == pytest.approx(7)
     regions = layer_named(viewer, "regions")
     np.testing.assert_allclose(regions.extent.world[1], image.extent.world[1], atol=70)
     # Its maps are no smears.
@@ -62,7 +70,7 @@ def test_only_what_was_drawn_or_is_seen_is_classified(viewer, dock, press, path)
     shapes = viewer.add_shapes([box], shape_type="rectangle", units=image.units)
     np.testing.assert_allclose(drawn_regions(shapes, image)[0][2], (480, 1280), rtol=1e-3)
     widget.image.choose(image)
-    assert press(widget).startswith("slide.svs: 2 cells")
+    assert press(widget).startswith("2 cells")
     (seen,) = seen_region(image)
     assert (seen.min(axis=0) <= 1).all()
     assert (seen.max(axis=0) >= (940, 1260)).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from napari_wbc.coarse import REASONS
 from napari_wbc.density import density
@@ -54,10 +55,10 @@ def show_maps(viewer: Viewer, analysis: Analysis, image_layer: Layer, transform:
         film.kinds + 1, name=REGIONS, features=features, colormap=paint,
         opacity=0.35, visible=shown.get(REGIONS, True), **_placed(transform, film.step),
     )  # fmt: skip
-    per_mm2, side = density(analysis.cells, analysis.slide.shape, analysis.appearance.mpp)
+    per_mm2, steps = density(analysis.cells, analysis.slide.shape, analysis.appearance.mpp)
     map_ = viewer.add_image(
         per_mm2, name=f"{DENSITY}, cells per mm²", colormap=HEAT, blending="translucent_no_depth",
-        opacity=0.7, visible=shown.get(DENSITY, False), interpolation2d="linear", **_placed(transform, side),
+        opacity=0.7, visible=shown.get(DENSITY, False), interpolation2d="linear", **_placed(transform, steps),
     )  # fmt: skip
     for layer, role in ((regions, REGIONS), (map_, DENSITY)):
         layer.metadata[KEY] = {"role": role, "image": image_layer.unique_id}
@@ -65,8 +66,8 @@ def show_maps(viewer: Viewer, analysis: Analysis, image_layer: Layer, transform:
         viewer.layers.move(viewer.layers.index(layer), viewer.layers.index(image_layer) + 1)
 
 
-def _placed(transform: dict[str, Any], step: float) -> dict[str, Any]:
-    """Place a map whose pixels are so many of the slide's wide."""
+def _placed(transform: dict[str, Any], step: float | npt.NDArray[np.float64]) -> dict[str, Any]:
+    """Place a map whose pixels are so many of the slide's high and wide."""
     scale = np.asarray(transform["scale"], float)
     shift = np.asarray(transform["translate"], float) + scale * (step - 1) / 2
     return transform | {"scale": scale * step, "translate": shift}

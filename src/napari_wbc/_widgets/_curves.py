@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from qtpy.QtWidgets import QVBoxLayout, QWidget
+from qtpy.QtCore import QSize
+from qtpy.QtWidgets import QSizePolicy, QVBoxLayout, QWidget
 
 # Okabe and Ito's orange and a blue between theirs: told apart by everyone, on dark and on light.
 TRAINING, VALIDATION = "#e69f00", "#3a9bdc"
@@ -39,7 +40,12 @@ class Curves(QWidget):
         column.setContentsMargins(0, 0, 0, 0)
         self.setMinimumHeight(LOWEST)
         self.setMaximumHeight(HIGHEST)
+        self.setSizePolicy(QSizePolicy.Policy.Preferred, QSizePolicy.Policy.Expanding)
         self.hide()
+
+    def sizeHint(self) -> QSize:  # noqa: N802
+        """Be as low as can be read, else a scroll area gives the figure's own height, whatever room there is."""
+        return QSize(super().sizeHint().width(), LOWEST)
 
     def show_history(self, file: Path, epochs: int) -> None:
         """Draw a ``history.csv`` of a run that has so many epochs; nothing is shown before the first is finished."""

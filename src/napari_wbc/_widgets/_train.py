@@ -330,6 +330,8 @@ class TrainWidget(ButtonDock):
         area.setFrameShape(QScrollArea.Shape.NoFrame)
         area.setHorizontalScrollBarPolicy(Qt.ScrollBarPolicy.ScrollBarAlwaysOff)
         area.setWidget(inside)
+        # It scrolls; the lines above it cannot, and would be cut.
+        area.setMinimumHeight(1)
         self.body.addWidget(area, 1)
         self.body.addWidget(self._buttons)
 

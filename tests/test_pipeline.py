@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from pictures import FIELDS
 import napari_wbc
 from napari_wbc.cells import IMPROBABLE, UNLIKE
 from napari_wbc.class_names import UNIDENTIFIED
+from napari_wbc.classifier import Classifier
 from napari_wbc.pipeline import Progress, analyse, annotate, run
 from napari_wbc.segment import SegmentParameters
 from napari_wbc.slide import ImageError, Slide
@@ -60,6 +62,13 @@ def test_the_threshold_moves_cells_to_unidentified_and_nothing_else(field, class
     assert set(strict["reason"]) <= {IMPROBABLE, UNLIKE}
     said = ["class", "class_model", "reason"]
     assert free.drop(columns=said).equals(strict.drop(columns=said))
+
+
+def test_a_model_that_cannot_tell_unlike_cells_says_so(field, classifier):
+    assert not any("cannot tell" in note for note in run(analyse(Slide.open(field), classifier)).notes)
+    plain = Classifier(replace(classifier.card, unlikeness={}), classifier.network)
+    notes = run(analyse(Slide.open(field), plain)).notes
+    assert sum("cannot tell cells unlike those it was trained on" in note for note in notes) == 1
 
 
 def test_a_given_scale_overrides(field):

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from napari_wbc.case import read_case
 from napari_wbc.cells import Cells, measure
 from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.decisions import DecisionError
@@ -447,3 +448,9 @@ def test_an_analysis_in_memory_is_kept_with_its_decisions(field, classifier, tmp
     again = ReviewSession.open(folder)
     assert again.cells == session.cells
     again.close()
+    case = read_case(folder)  # a report of it knows what an analysis in a viewer knew
+    assert case.run["model"] == {"name": classifier.card.name, "sha256": classifier.card.sha256}
+    assert case.run["threshold"] == found.threshold
+    assert case.run["started"] == found.at
+    assert case.pictures[0].facts["mpp"] == found.appearance.mpp
+    assert case.pictures[0].facts["mpp_source"] == found.appearance.mpp_source

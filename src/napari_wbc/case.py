@@ -19,7 +19,7 @@ from .decisions import decided_in, read_log
 from .export import read_results
 from .geojson import Rings, outlines, rings_in
 from .inputs import RUN_FILES
-from .record import FORMAT, versions
+from .record import FORMAT, record_of
 from .review import DECISIONS
 from .review_session import Kept, ReviewSession
 from .slide import ImageError, Slide
@@ -230,15 +230,9 @@ def case_of(
         facts, run = kept.pictures[0].facts, kept.run
     rings: dict[int, Rings] = outlines(labels) if labels is not None else {}
     if analysis is not None:
-        card, look = analysis.card, analysis.appearance
         rings = rings or (dict(analysis.whole.rings) if analysis.whole else {})
-        facts = {**facts, "mpp": look.mpp, "mpp_source": look.mpp_source, "notes": list(analysis.notes),
-                 "sha256": slide.sha256()}  # fmt: skip
-        run = {"model": {"name": card.name, "sha256": card.sha256} if card else None,
-               "threshold": analysis.threshold if card else None, "versions": versions(),
-               "started": analysis.at}  # fmt: skip
-        if analysis.whole is not None:
-            facts = {**facts, "regions": analysis.whole.regions.to_dict("records")}
+        run = record_of(analysis, folder.name if folder is not None else "")
+        facts = run["inputs"][0]
     rings |= session.added_outlines if session else {}
     where = folder or Path(slide.name)
     return Case(where, (Picture(where, cells, slide.shape, slide.path, slide.path, facts, session, slide, rings),), run)

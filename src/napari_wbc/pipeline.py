@@ -179,7 +179,7 @@ def analyse(
         probabilities[part], unlikeness[part] = classifier.judge(crops)
         yield Progress("classifying", min(start + BATCH, len(cells)), len(cells))
     cells = cells.with_predictions(probabilities, card.classes, threshold, unlikeness, card.unlike_above)
-    return Analysis(slide, cells, labels, look, card, threshold, (*notes, *_unlike_notes(cells)))
+    return Analysis(slide, cells, labels, look, card, threshold, (*notes, *_unlike_notes(card, cells)))
 
 
 def scaled(parameters: SegmentParameters, slide: Slide) -> SegmentParameters:
@@ -200,7 +200,7 @@ def _whole(
 
 def of_slide(slide: Slide, found: Found, card: ModelCard | None, threshold: float) -> Analysis:
     """Return the analysis of a whole slide whose cells are found."""
-    notes = (*slide.notes, *found.notes, *_unlike_notes(found.cells))
+    notes = (*slide.notes, *found.notes, *_unlike_notes(card, found.cells))
     return Analysis(slide, found.cells, None, found.look, card, threshold if card else 0.0, notes, found.whole)
 
 
@@ -299,7 +299,12 @@ ASSUMED_CELL_UM = 14.8
 """Width of a white cell: the mean over five classes of the medians of pbc/val, as this package outlines them."""
 
 
-def _unlike_notes(cells: Cells) -> list[str]:
+def _unlike_notes(card: ModelCard | None, cells: Cells) -> list[str]:
+    if card is not None and not card.unlikeness and len(cells):
+        return [
+            f"the model {card.name} cannot tell cells unlike those it was trained on: blasts, clumps and dirt get one of "
+            "its classes, too, and on other stains or cameras it may be sure and wrong"
+        ]
     n = int((cells.table["reason"] == UNLIKE).sum())
     return [f"{plural(n, 'cell')} {UNLIKE_NOTE}"] if n else []
 

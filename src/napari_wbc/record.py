@@ -217,6 +217,32 @@ def _entry(outcome: Outcome) -> dict[str, Any]:
     }
 
 
+def record_of(analysis: Analysis, result: str) -> dict[str, Any]:
+    """Return what ``run.json`` says of a run, of a picture that was analysed in napari.
+
+    Parameters
+    ----------
+    analysis : Analysis
+    result : str
+        The name of its folder of results.
+    """
+    slide, look, card = analysis.slide, analysis.appearance, analysis.card
+    entry: dict[str, Any] = {
+        "path": str(slide.path.absolute()) if slide.path else None, "sha256": slide.sha256(), "slide": slide.name,
+        "result": result, "state": "ok", "error": None, "cells": len(analysis.cells),
+        "mpp": look.mpp if math.isfinite(look.mpp) else None, "mpp_source": look.mpp_source,
+        "notes": list(analysis.notes),
+    }  # fmt: skip
+    if analysis.whole is not None:
+        regions = analysis.whole.regions
+        entry["regions"] = regions.astype(object).where(regions.notna(), None).to_dict("records")
+    return {
+        "format": FORMAT, "command": "napari", "started": analysis.at, "versions": versions(),
+        "model": {"name": card.name, "sha256": card.sha256} if card else None,
+        "threshold": analysis.threshold if card else None, "inputs": [entry],
+    }  # fmt: skip
+
+
 def scales(pictures: Iterable[tuple[str, float]]) -> list[str]:
     """Say for each source of the scale what it was: the first thing to check of a run."""
     found: dict[str, list[float]] = {}

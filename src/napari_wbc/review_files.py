@@ -80,8 +80,11 @@ def read_kept(folder: Path, lock: BaseFileLock | None) -> Kept:
     return Kept(decided, results.labels, results.image, folder, file, lock, log.entries, notes, run)
 
 
-def log_file(folder: Path, log: Log) -> LogFile:
-    """Return the log of a folder, to go on with; with the first decision the table of before is kept."""
+def log_file(folder: Path, log: Log, run: Mapping[str, Any] | None = None) -> LogFile:
+    """Return the log of a folder, to go on with; with the first decision the table of before is kept.
+
+    ``run`` is what is known of the run that gave the results, where no ``run.json`` says it.
+    """
     table = table_in(folder)
     read = sha256_of(table)
 
@@ -93,7 +96,7 @@ def log_file(folder: Path, log: Log) -> LogFile:
             (folder / name).unlink(missing_ok=True)
         with new_file(folder / f"cells.before_review{table.suffix}") as fresh:
             shutil.copyfile(table, fresh)
-        return {"sha256": read} | ({"run": run} if (run := run_of(folder)) else {})
+        return {"sha256": read} | ({"run": known} if (known := run_of(folder) or run) else {})
 
     return LogFile(folder / DECISIONS, log, prepare)
 

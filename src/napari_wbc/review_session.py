@@ -23,6 +23,7 @@ from .counted import chosen, walk
 from .decisions import Change, Decided, DecisionError, Entry, read_log
 from .export import RESULT_FILES, write_folder, write_results
 from .geojson import Rings, outlines, rings_in
+from .record import record_of
 from .review import DECISIONS, checked_name
 from .review_files import Kept, ReadOnlyError, locked, log_file, read_kept, sha256_of, table_in
 
@@ -306,7 +307,7 @@ class ReviewSession:
         self._lock, why = locked(path)
         if why:
             raise ReadOnlyError(why)
-        self._log = log_file(path, read_log(path / DECISIONS))
+        self._log = log_file(path, read_log(path / DECISIONS), record_of(self.analysis, path.name))
         for entry in self._entries:
             self._log.append({key: value for key, value in entry.items() if key != "n"})
         self.folder = path

@@ -302,8 +302,8 @@ ASSUMED_CELL_UM = 14.8
 def _unlike_notes(card: ModelCard | None, cells: Cells) -> list[str]:
     if card is not None and not card.unlikeness and len(cells):
         return [
-            f"the model {card.name} cannot tell cells unlike those it was trained on: blasts, clumps and dirt get a class, "
-            "too, and on other stains or cameras it may be sure and wrong"
+            f"the model {card.name} cannot tell cells unlike those it was trained on: blasts, clumps and dirt get one "
+            "of its classes, too, and on other stains or cameras it may be sure and wrong"
         ]
     n = int((cells.table["reason"] == UNLIKE).sum())
     return [f"{plural(n, 'cell')} {UNLIKE_NOTE}"] if n else []

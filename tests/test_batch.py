@@ -97,6 +97,11 @@ def test_each_slide_gets_what_annotate_writes(folder, reference, tmp_path):
     assert (reference / "a b/density.png").is_file()
 
 
+def test_where_nobody_watches_each_slide_has_a_line(folder, tmp_path):
+    done = CliRunner().invoke(app, ["batch", str(folder / "photo.jpg"), "-o", str(tmp_path / "out")])
+    assert "1 of 1 slide; photo.jpg: done" in done.stderr
+
+
 def test_the_tables_of_a_run_are_those_of_its_slides(folder, reference):
     summary = pd.read_csv(reference / "summary.csv").set_index("slide")
     assert sorted(summary.index) == sorted([*NAMES, "photo.jpg"])

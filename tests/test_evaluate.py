@@ -150,9 +150,11 @@ def test_names_cannot_write_into_the_page(tmp_path: Path) -> None:
     assert "<script>" not in text
 
 
-def test_commands(tmp_path: Path) -> None:
+def test_commands(tmp_path: Path, monkeypatch) -> None:
+    from napari_wbc import cli_shared
     from napari_wbc.cli import app
 
+    monkeypatch.setattr(cli_shared, "SELDOM", 0.0)
     told = CliRunner().invoke(app, ["dataset", str(CROPS), "-o", str(tmp_path / "split"), "--val", "0.34"])
     assert told.exit_code == 0, told.output
     assert "neutrophil" in told.output
@@ -165,6 +167,7 @@ def test_commands(tmp_path: Path) -> None:
     told = CliRunner().invoke(app, [*command, "--mpp", "0.145", "--val", "0.34", "--name", "tiny", "--device", "cpu"])
     assert told.exit_code == 0, told.output
     assert "Model tiny" in told.output
+    assert "epoch 2" in told.stderr  # where nobody watches there is no bar, but lines
     assert "Few steps: 4 in 2 epochs" in told.output
     said = " ".join(told.output.split())
     assert "% in the last, while fitted The finished model, cut and seen as in prediction: crops/val, accuracy" in said

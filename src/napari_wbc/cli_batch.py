@@ -16,6 +16,7 @@ import typer
 from .cli_shared import Device, Everywhere, Megapixels, Model, Threshold
 from .console import (
     ALL_FAILED,
+    SELDOM,
     SOME_FAILED,
     STOPPED,
     USAGE,
@@ -112,7 +113,7 @@ def _work(run: Batch, starting: AbstractContextManager[Engine]) -> tuple[str, in
     from .atomic import ExportError
 
     try:
-        with _Lines() if is_piped() else _Bars() as show, starting as engine, closing(run.run(engine)) as reports:
+        with _shown() as show, starting as engine, closing(run.run(engine)) as reports:
             for report in reports:
                 show(report, run)
     except KeyboardInterrupt:
@@ -179,6 +180,37 @@ class _Lines:
         told = asdict(report)
         print(json.dumps({"slide": told.pop("slide"), "report": told}), file=sys.stderr, flush=True)
         self._run("slides", run.total - run.states["waiting"] - run.states["running"], run.total)
+
+
+def _shown() -> _Lines | _Bars | _Log:
+    from rich.console import Console
+
+    if is_piped():
+        return _Lines()
+    return _Bars() if Console(stderr=True).is_terminal else _Log()
+
+
+class _Log:
+    """A line for each slide that ends, and now and then for one that is worked on: what is read later has no bars."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+    def __call__(self, report: Report, run: Batch) -> None:
+        """Tell of a slide."""
+        now = time.monotonic()
+        if report.state == "waiting" or (report.state == "running" and now - self._last < SELDOM):
+            return
+        self._last = now
+        ended = run.total - run.states["waiting"] - run.states["running"]
+        what = f"{report.stage} {report.done} of {report.total}" if report.state == "running" else report.state
+        say(f"{ended} of {plural(run.total, 'slide')}; {printable(report.slide)}: {what}", error=True, style="")
 
 
 class _Bars:

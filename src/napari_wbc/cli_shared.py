@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 import typer
 
-from .console import ALL_FAILED, STOPPED, USAGE, stop, told
+from .console import ALL_FAILED, SELDOM, STOPPED, USAGE, say, stop, told
 from .piped import Lines, is_piped
 
 SplitKind = Annotated[
@@ -55,8 +56,20 @@ def bar_of() -> Iterator[Callable[[str, int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
+    if not console.is_terminal:  # what is read later has no bars
+        last = time.monotonic()
+
+        def tell(what: str, done: int, total: int) -> None:
+            nonlocal last
+            if time.monotonic() - last >= SELDOM:
+                last = time.monotonic()
+                say(f"{what}: {done} of {total}", error=True, style="")
+
+        yield tell
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=console) as progress:
         tasks: dict[str, Any] = {}
 
         def report(what: str, done: int, total: int) -> None:

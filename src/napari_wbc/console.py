@@ -33,6 +33,10 @@ ALL_FAILED, USAGE, SOME_FAILED, STOPPED = 1, 2, 3, 130
 T = TypeVar("T")
 
 
+SELDOM = 30.0
+"""Where nobody watches, a line tells how far a long job is no oftener, s."""
+
+
 def _scale(value: float | None) -> float | None:
     from .single import PLAUSIBLE_MPP
 
@@ -216,10 +220,10 @@ def told() -> Iterator[None]:
         stop(str(error), ALL_FAILED)
 
 
-def say(text: str, *, error: bool = False) -> None:
-    """Print a line as it is: names of files are no markup, and paths are not broken."""
+def say(text: str, *, error: bool = False, style: str | None = None) -> None:
+    """Print a line as it is: names of files are no markup, and paths are not broken. On standard error it is red."""
     console = Console(stderr=error)
-    style = "red" if error else None
+    style = "red" if error and style is None else style or None
     console.print(printable(text), style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 

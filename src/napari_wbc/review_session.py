@@ -283,9 +283,12 @@ class ReviewSession:
             self._log.append(entry)
         self._entries.append({"n": len(self._entries) + 1, **entry})
         change = self._decided.apply(entry)
+        self._tell(change)
+        return change
+
+    def _tell(self, change: Change) -> None:
         for listener in list(self._listeners):
             listener(change)
-        return change
 
     def _slide_name(self, cell: Cells) -> str:
         table = self.before.table
@@ -312,6 +315,7 @@ class ReviewSession:
             self._log.append({key: value for key, value in entry.items() if key != "n"})
         self.folder = path
         self.save()
+        self._tell(Change(np.empty(0, np.int64)))  # nothing of the table changed, but where it is
         return path
 
     def save(self) -> None:

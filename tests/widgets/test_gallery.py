@@ -465,7 +465,7 @@ def press_run(viewer, dock, press):
 def test_a_run_in_memory_is_reviewed_saved_and_never_overwritten(viewer, dock, press, press_run, tmp_path, qtbot):
     viewer.open_sample("napari-wbc", "smear_neutrophil_monocyte")
     classify = press_run()
-    gallery = dock(TITLE)
+    gallery, counts = dock(TITLE), dock("Differential")
     label = int(gallery.view.labels[0])
     gallery.view.reach(label)
     gallery.decide("basophil")
@@ -473,9 +473,19 @@ def test_a_run_in_memory_is_reviewed_saved_and_never_overwritten(viewer, dock, p
     rows = classify.results.table
     shown = {rows.item(k, 0).text(): rows.item(k, 1).text() for k in range(rows.rowCount()) if rows.item(k, 1)}
     assert shown["basophil"] == "1"
+    unsaved = "ot saved yet: Save results… in Classify white cells"
+    assert gallery.status.text().endswith(f" · n{unsaved}")
+    qtbot.waitUntil(lambda: counts.status.text().endswith(f" N{unsaved}."), timeout=5000)
+    counts.sign_button.click()
+    assert gallery.review.session.signed is None
+    assert gallery.status.text() == f"N{unsaved}."
     saved = classify.save(tmp_path / "results")
     assert (saved / DECISIONS).is_file()
+    assert unsaved not in gallery.status.text()
+    qtbot.waitUntil(lambda: unsaved not in counts.status.text(), timeout=5000)
     assert read_results(saved).cells == cells
+    counts.sign_button.click()
+    assert gallery.review.session.signed is not None
     press(classify)  # the model runs again
     qtbot.waitUntil(lambda: gallery.review is not None and gallery.review.session.cells != cells, timeout=5000)
     assert not gallery.review.session.reviewed.any()

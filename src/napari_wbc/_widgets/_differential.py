@@ -23,6 +23,7 @@ from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.count import differential
 from napari_wbc.counted import TARGETS, sampling_line
 from napari_wbc.reference import load_ranges, with_ranges
+from napari_wbc.words import sentence
 
 from ._differential_readers import ReadersTab
 from ._differential_run import RunTab, run_folder
@@ -255,7 +256,7 @@ class DifferentialWidget(ReviewDock):
         if session.signed is not None:
             signed = f"signed by {session.signed['reviewer']}, {session.signed['at'][:16].replace('T', ' ')} UTC"
         if session.is_final:
-            text = f"{signed[0].upper()}{signed[1:]}."
+            text = sentence(signed)
         elif unsure:
             text = (
                 f"{_PRELIMINARY}{unsure} of the counted cells {'is' if unsure == 1 else 'are'} unidentified; {signed}."
@@ -267,6 +268,8 @@ class DifferentialWidget(ReviewDock):
         target = session.settings["target"]
         if target is not None and (white := int(self.counts["of"].max()) if self.counts is not None else 0) < target:
             text += f" The smear has {white} identified white cells, fewer than {target}." if not unsure else ""
+        if self.review.unsaved:
+            text += f" {sentence(self.review.unsaved)}"
         if text != self._state:  # platelets that are counted late must not wipe out what a report said
             self._state = text
             self.show_state()

@@ -200,7 +200,8 @@ class GalleryWidget(ReviewDock):
         unsure = int((session.cells.table["class"] == UNIDENTIFIED).sum())
         shown = "" if len(self.view.labels) == n else f" · {len(self.view.labels):,} shown"
         chosen = f" · {len(self.view.selected):,} selected" if self.view.selected else ""
-        self.status.setText(f"{done:,} of {n:,} reviewed · {unsure:,} unidentified{shown}{chosen}")
+        unsaved = f" · {self.review.unsaved}" if self.review.unsaved else ""
+        self.status.setText(f"{done:,} of {n:,} reviewed · {unsure:,} unidentified{shown}{chosen}{unsaved}")
         self.status.setToolTip(HELP)
         self.undo_button.setEnabled(session.can_undo and not session.read_only)
         self.redo_button.setEnabled(session.can_redo and not session.read_only)

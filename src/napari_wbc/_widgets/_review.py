@@ -21,6 +21,7 @@ from napari_wbc.cells import REVIEW_COLUMNS, Cells
 from napari_wbc.decisions import Change
 from napari_wbc.palette import colour
 from napari_wbc.review_session import ReviewSession, checked_name
+from napari_wbc.words import sentence
 
 from ._frames import Frames
 from ._layers import CELLS, LABELS, MANY, find_layer, show_corrections
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 _LOOK_MS = 40
 _SLOW_MS = 60
 NEEDS_NAME = "Enter your name as Reviewer first."
+NOT_SAVED = "not saved yet: Save results… in Classify white cells"
+NOT_KEPT = "not saved: a table alone keeps no decisions; open its folder of results"
 # What one sees around a cell that was chosen, µm.
 _SEEN_UM = 60.0
 
@@ -278,8 +281,18 @@ class Review(QObject):
         """Take cells out of the table."""
         return self.act_by(self.session.remove, labels=np.asarray(labels))
 
+    @property
+    def unsaved(self) -> str:
+        """Says that decisions are in memory only, and what to do; empty if each is on the disk at once."""
+        if self.session.folder is not None:
+            return ""
+        return NOT_KEPT if self.session.analysis is None else NOT_SAVED
+
     def sign(self) -> bool:
-        """Sign the review."""
+        """Sign the review; what is in memory only cannot be signed."""
+        if self.unsaved:
+            self.warn(sentence(self.unsaved))
+            return False
         return self.act_by(self.session.sign)
 
     def undo(self) -> bool:

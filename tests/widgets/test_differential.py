@@ -67,23 +67,23 @@ def test_target_progress_limits_and_signature(counts, qtbot):
     labels = session.cells.table["label"][chosen]
     counts.review.accept(labels.iloc[:43])
     qtbot.waitUntil(lambda: counts.progress.value() == 43, timeout=5000)
-    assert counts.status.text().endswith("unidentified; not signed.")
+    assert counts.state.text().endswith("unidentified; not signed.")
     counts.sign_button.click()  # it stays preliminary, and says so
-    assert f"unidentified; signed by {counts.review.reviewer}, " in counts.status.text()
+    assert f"unidentified; signed by {counts.review.reviewer}, " in counts.state.text()
     counts.review.accept(labels.iloc[43:44])  # which voids the signature
-    qtbot.waitUntil(lambda: counts.status.text().endswith("unidentified; not signed."), timeout=5000)
+    qtbot.waitUntil(lambda: counts.state.text().endswith("unidentified; not signed."), timeout=5000)
     unsure = session.cells.table.loc[chosen & (session.cells.table["class"] == "unidentified"), "label"]
     counts.review.decide(unsure, "neutrophil")
     counts.review.accept(labels)
     counts.sign_button.click()
     assert session.is_final
-    assert counts.status.text().startswith(f"Signed by {counts.review.reviewer}")
+    assert counts.state.text().startswith(f"Signed by {counts.review.reviewer}")
     white = counts.counts[counts.counts["group"] == "white"]
     assert white["n"].sum() == 100 == white["of"].iloc[0]
     expected = with_ranges(differential(session.cells.where(session.counted)), load_ranges())
     assert shown(counts)["neutrophil"][0] == str(int(expected.set_index("class").loc["neutrophil", "n"]))
     counts.review.undo()
-    qtbot.waitUntil(lambda: "not signed" in counts.status.text(), timeout=5000)
+    qtbot.waitUntil(lambda: "not signed" in counts.state.text(), timeout=5000)
     counts.seed.setValue(5)
     counts.seed.editingFinished.emit()
     assert (session.counted != chosen).any()
@@ -97,6 +97,14 @@ def test_absolute_counts_ranges_and_flags(counts, tmp_path):
     table = counts.counts.set_index("class")
     n, of = table.loc["neutrophil", ["n", "of"]]
     assert table.loc["neutrophil", "per_ul"] == pytest.approx(12000 * n / of, abs=1)
+    counts.sign_button.click()
+    counts.wbc.setText("12001")
+    counts.wbc.editingFinished.emit()
+    assert f"signed by {counts.review.reviewer}, " in counts.state.text()
+    counts.warn("Report in x.html.")  # as anything that is said meanwhile
+    counts.wbc.setText("12000")
+    counts.wbc.editingFinished.emit()
+    assert f"signed by {counts.review.reviewer}, " in counts.state.text()
     assert shown(counts)["neutrophil"][3] == "40 – 63"
     assert shown(counts)["neutrophil"][4].startswith(f"{table.loc['neutrophil', 'per_ul']:,.0f}")
     assert table.loc["erythroblast", "unit"] == "per 100 white cells"

@@ -475,14 +475,14 @@ def test_a_run_in_memory_is_reviewed_saved_and_never_overwritten(viewer, dock, p
     assert shown["basophil"] == "1"
     unsaved = "ot saved yet: Save results… in Classify white cells"
     assert gallery.status.text().endswith(f" · n{unsaved}")
-    qtbot.waitUntil(lambda: counts.status.text().endswith(f" N{unsaved}."), timeout=5000)
+    qtbot.waitUntil(lambda: counts.state.text().endswith(f" N{unsaved}."), timeout=5000)
     counts.sign_button.click()
     assert gallery.review.session.signed is None
     assert gallery.status.text() == f"N{unsaved}."
     saved = classify.save(tmp_path / "results")
     assert (saved / DECISIONS).is_file()
     assert unsaved not in gallery.status.text()
-    qtbot.waitUntil(lambda: unsaved not in counts.status.text(), timeout=5000)
+    qtbot.waitUntil(lambda: unsaved not in counts.state.text(), timeout=5000)
     assert read_results(saved).cells == cells
     counts.sign_button.click()
     assert gallery.review.session.signed is not None

@@ -387,7 +387,7 @@ def count_to_target(case: Case) -> None:
     case.show("unidentified")
     unsure = [label for label, name in case.wanted.items() if name == UNIDENTIFIED]
     assert len(unsure) > 4
-    assert "unidentified" in case.counts.status.text()
+    assert "unidentified" in case.counts.state.text()
     case.click(int(case.view.labels[0]))
     for name in ("lymphocyte", "neutrophil", "lymphocyte"):
         label = case.view.current
@@ -403,7 +403,7 @@ def count_to_target(case: Case) -> None:
     white = case.counts.counts.query("group == 'white'")["n"].sum()
     assert white == TARGET
     assert case.counts.progress.value() == case.counts.progress.maximum() >= TARGET
-    assert case.counts.status.text() == "Preliminary: not signed."
+    assert case.counts.state.text() == "Preliminary: not signed."
 
 
 def report(case: Case, file: Path, monkeypatch) -> None:
@@ -419,6 +419,7 @@ def report(case: Case, file: Path, monkeypatch) -> None:
     when_asked(fill)
     case.qtbot.mouseClick(case.counts.report_button, LEFT)
     case.qtbot.waitUntil(lambda: case.counts.status.text() == f"Report in {file}.", timeout=120_000)
+    assert case.counts.state.text().startswith(f"Signed by {READER}, ")
 
 
 def report_agrees(case: Case, beside: Path, monkeypatch) -> None:
@@ -488,7 +489,7 @@ def test_a_whole_case(folder, annotated_case, make_napari_viewer, viewer, press,
     remove_and_add(case)
     count_to_target(case)
     qtbot.mouseClick(case.counts.sign_button, LEFT)
-    assert case.counts.status.text().startswith(f"Signed by {READER}, ")
+    assert case.counts.state.text().startswith(f"Signed by {READER}, ")
     agree(case)
     report_agrees(case, tmp_path, monkeypatch)
     exports_agree(case, tmp_path)
@@ -501,7 +502,7 @@ def test_a_whole_case(folder, annotated_case, make_napari_viewer, viewer, press,
     assert again.gallery.banner.isHidden(), again.gallery.banner.text()
     assert again.review.session.cells == cells
     assert again.wanted == case.wanted
-    assert again.counts.status.text().startswith(f"Signed by {READER}, ")
+    assert again.counts.state.text().startswith(f"Signed by {READER}, ")
     agree(again)
 
     # The model runs again: by the command line, and in the window.

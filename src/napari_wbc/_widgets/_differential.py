@@ -12,6 +12,7 @@ from qtpy.QtWidgets import (
     QComboBox,
     QFileDialog,
     QHBoxLayout,
+    QLabel,
     QLineEdit,
     QProgressBar,
     QPushButton,
@@ -99,7 +100,10 @@ class DifferentialWidget(ReviewDock):
         row.addWidget(self.sign_button)
         row.addWidget(self.report_button)
         self.body.addLayout(row)
-        self._state = NEEDS_CELLS
+        # A line of its own, so that no message takes the place of what is signed.
+        self.state = QLabel()
+        self.state.setWordWrap(True)
+        self.body.addWidget(self.state)
         self.body.addWidget(self.status)
         self.choice.chosen.connect(self.adopt)
         self.adopt()
@@ -196,7 +200,7 @@ class DifferentialWidget(ReviewDock):
             self.progress.setRange(0, 1)
             self.progress.reset()
             self.results.hide()
-            self._state = NEEDS_CELLS
+            self.state.clear()
             self.show_state()
             return
         session = self.review.session
@@ -245,8 +249,8 @@ class DifferentialWidget(ReviewDock):
             self.wbc.setText("" if settings["wbc"] is None else f"{settings['wbc']:g}")
 
     def show_state(self) -> None:
-        """Say how far the count is."""
-        self.status.setText(self._state)
+        """Take away what was said of what is over; how far the count is stands in a line of its own."""
+        self.status.setText(NEEDS_CELLS if self.review is None else "")
 
     def _say_state(self, cells: Any, done: int) -> None:
         assert self.review is not None  # noqa: S101
@@ -270,8 +274,8 @@ class DifferentialWidget(ReviewDock):
             text += f" The smear has {white} identified white cells, fewer than {target}." if not unsure else ""
         if self.review.unsaved:
             text += f" {sentence(self.review.unsaved)}"
-        if text != self._state:  # platelets that are counted late must not wipe out what a report said
-            self._state = text
+        if text != self.state.text():  # platelets that are counted late must not wipe out what a report said
+            self.state.setText(text)
             self.show_state()
         self.sign_button.setEnabled(not session.read_only)
 

@@ -158,6 +158,8 @@ def test_a_signed_review_is_no_longer_preliminary(case):
     told = made.content
     assert told["preliminary"] == []
     assert told["signature"]["name"] == "B. Second"
+    left = f"{n - told['review']['n']} of {n} cells that nobody looked at"
+    assert told["signature"]["unseen"] == left
     assert [row["n"] for row in told["differential"]] == counted["n"].tolist()
     readers = {row["reviewer"]: row for row in told["review"]["readers"]}
     assert readers["A. Reader"]["n"] == readers["A. Reader"]["changed"] == len(unsure)
@@ -167,7 +169,7 @@ def test_a_signed_review_is_no_longer_preliminary(case):
     assert told["skipped"]["resolved"] == len(unsure)
     assert (told["skipped"]["added"], told["skipped"]["removed"]) == (0, 1)
     page = Page(made.as_html())
-    assert "Signed" in page.text
+    assert f"Signed with {left}." in page.text
     assert "Preliminary" not in page.text
     session.accept(table["label"].tolist()[:1], "A. Reader")  # a later decision voids the signature
     assert make_report(case / "r/nine").content["preliminary"] == ["not signed"]

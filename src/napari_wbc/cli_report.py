@@ -72,8 +72,11 @@ def report(
     if output.suffix.lower() == ".html":
         for note in made.pictures.missing:
             say(f"Note: {note}", error=True)
-    reasons = made.content["preliminary"]
-    say(f"Preliminary: {'; '.join(reasons)}" if reasons else f"Signed by {made.content['signature']['name']}")
+    reasons, signed = made.content["preliminary"], made.content["signature"]
+    if reasons:
+        say(f"Preliminary: {'; '.join(reasons)}")
+    if signed:
+        say(f"Signed by {signed['name']}" + (f", with {signed['unseen']}" if signed["unseen"] else ""))
     say(f"Report in {output}")
     say("Research use only.")
 

@@ -26,6 +26,7 @@ from .platelets import Platelets, film_of, pooled
 from .record import now, versions
 from .reference import Ranges, flag_sign, load_ranges, with_ranges
 from .report_model import model_facts
+from .review import unseen
 from .review_session import DEFAULTS
 from .slide import ImageError
 from .tables import to_csv
@@ -157,7 +158,7 @@ def make_report(results: str | Path | Case, asked: Asked | None = None, *, image
         "patient_id": printable(asked.patient_id or str(own.get("patient_id") or "")),
         "date": now().isoformat(timespec="minutes"),
         "preliminary": still_open(counted, signed),
-        "signature": signed,
+        "signature": signed and signed | {"unseen": unseen(counted)},
         "cells": {
             "found": len(case.cells), "counted": len(counted),
             "white": int(counts.loc[counts["group"] == "white", "n"].sum()),

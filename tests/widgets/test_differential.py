@@ -70,6 +70,9 @@ def test_target_progress_limits_and_signature(counts, qtbot):
     assert counts.state.text().endswith("unidentified; not signed.")
     counts.sign_button.click()  # it stays preliminary, and says so
     assert f"unidentified; signed by {counts.review.reviewer}, " in counts.state.text()
+    said = f"with {chosen.sum() - 43} of {chosen.sum()} cells that nobody looked at."
+    assert counts.state.text().endswith(said)
+    assert " ".join(notification_manager.records[-1].message.replace(" …", "").split()) == f"Signed {said}"
     counts.review.accept(labels.iloc[43:44])  # which voids the signature
     qtbot.waitUntil(lambda: counts.state.text().endswith("unidentified; not signed."), timeout=5000)
     unsure = session.cells.table.loc[chosen & (session.cells.table["class"] == "unidentified"), "label"]
@@ -78,6 +81,7 @@ def test_target_progress_limits_and_signature(counts, qtbot):
     counts.sign_button.click()
     assert session.is_final
     assert counts.state.text().startswith(f"Signed by {counts.review.reviewer}")
+    assert "nobody" not in counts.state.text()
     white = counts.counts[counts.counts["group"] == "white"]
     assert white["n"].sum() == 100 == white["of"].iloc[0]
     expected = with_ranges(differential(session.cells.where(session.counted)), load_ranges())

@@ -24,6 +24,7 @@ from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.count import differential
 from napari_wbc.counted import TARGETS, sampling_line
 from napari_wbc.reference import load_ranges, with_ranges
+from napari_wbc.review import unseen
 from napari_wbc.words import sentence
 
 from ._differential_readers import ReadersTab
@@ -259,6 +260,8 @@ class DifferentialWidget(ReviewDock):
         signed = "not signed"
         if session.signed is not None:
             signed = f"signed by {session.signed['reviewer']}, {session.signed['at'][:16].replace('T', ' ')} UTC"
+            if left := unseen(cells):
+                signed += f", with {left}"
         if session.is_final:
             text = sentence(signed)
         elif unsure:
@@ -333,7 +336,10 @@ class DifferentialWidget(ReviewDock):
         """Sign the count with the reviewer's name."""
         if self.review is not None and self.review.sign():
             self.recount()
-            if not self.review.session.is_final:
+            session = self.review.session
+            if left := unseen(session.cells.where(session.counted)):
+                toast(f"Signed with {left}.", show_info)
+            elif not session.is_final:
                 toast("Signed, but cells are unidentified.", show_info)
 
     def go_to(self, folder: str) -> None:

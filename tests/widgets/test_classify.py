@@ -70,7 +70,7 @@ def test_the_dock_the_pipeline_and_the_command_line_agree(viewer, dock, press, s
     assert [layer.name for layer in viewer.layers] == [sample(KEY).stem, *NAMES]
     n = (expected.cells.table["class"] == "unidentified").sum()
     counted = f"{len(expected.cells)} cells: {len(expected.cells) - n} with a class, {n or 'none'} unidentified."
-    assert said.endswith(counted)
+    assert said == f"{sample(KEY).name} is classified: correct it in Gallery of cells, and click Save results…"
     assert widget.results.head.text().endswith(counted)
     head, notes = widget.results.head.text(), widget.results.notes.text()
     assert head.startswith(f"Scale: {expected.appearance.mpp:.3f} µm per pixel, measured from ")

@@ -515,7 +515,8 @@ def test_a_whole_case(folder, annotated_case, make_napari_viewer, viewer, press,
     assert told["made"]["parameters"] == before["made"]["parameters"] != {}
     assert told["differential"] == before["differential"]
     classify = again.viewer.window.add_plugin_dock_widget("napari-wbc", "Classify white cells")[1]
-    assert f": {len(case.wanted) + 1} cells" in press(classify)
+    press(classify)
+    assert f"\n{len(case.wanted) + 1} cells: " in classify.results.head.text()
     kept = again.viewer.layers["corrected cells"]
     assert dict(zip(kept.features["label"], kept.features["class"].astype(object), strict=True)) == case.wanted
     assert (folder / DECISIONS).read_bytes().startswith(log)

@@ -145,7 +145,6 @@ class ClassifyWidget(Dock):
         """Show cells, labels, names and counts."""
         from ._layers import find_layer, update_layers
         from ._panel import COUNTS
-        from ._results import cells_line
 
         first = find_layer(self.viewer, image, COUNTS) is None
         shown = update_layers(self.viewer, result, image)
@@ -156,7 +155,7 @@ class ClassifyWidget(Dock):
         self._show_counts(result.cells)
         if not len(result.cells):
             return "No white cell was found."
-        return f"{result.slide.name}: {cells_line(result.cells)}."
+        return f"{result.slide.name} is classified: correct it in Gallery of cells, and click Save results…"
 
     def _within(self, image: Image) -> list[Any] | None:
         """Return the part of a slide that the user chose, or None for all of it."""

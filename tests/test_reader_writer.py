@@ -112,6 +112,8 @@ def test_a_run_opens_its_fields_up_to_a_sane_number(analysis, tmp_path, monkeypa
     for path in (str(tmp_path), str(tmp_path / "run.json")):
         names = [attributes["name"] for _, attributes, kind in tuples(get_reader(path)(path)) if kind == "points"]
         assert names == ["a cells", "b cells", "c cells"]
+        seen = {attributes["name"]: attributes["visible"] for _, attributes, _ in tuples(get_reader(path)(path))}
+        assert {name for name, visible in seen.items() if visible} == {name for name in seen if name[0] == "a"}
     monkeypatch.setattr(_reader, "MAX_FIELDS", 2)
     with pytest.warns(UserWarning, match="the run has 3 pictures; the first 2 are opened"):
         layers = get_reader(path)(path)

@@ -118,7 +118,26 @@ def _read_run(path: Any) -> list[LayerTuple | Labels]:
         )
     if not folders:
         raise ExportError(f"{run}: none of its folders of results is there; annotate the pictures again")
-    return [layer for folder in folders[:MAX_FIELDS] for layer in _layers(folder, folder.name)]
+    return [
+        _one_of(layer, folder, seen=folder == folders[0])
+        for folder in folders[:MAX_FIELDS]
+        for layer in _layers(folder, folder.name)
+    ]
+
+
+def _one_of(layer: LayerTuple | Labels, folder: Path, *, seen: bool) -> LayerTuple | Labels:
+    """Mark a layer as one of a picture of a run; one picture is seen at a time, since they lie on each other."""
+    from ._widgets._source import OfRun
+
+    if isinstance(layer, tuple):
+        attributes = layer[1]
+        shown = attributes.get("visible", True)
+        attributes["visible"] = seen and shown
+        attributes.setdefault("metadata", {})[OfRun.KEY] = OfRun(folder.absolute(), shown)
+    else:
+        layer.visible = seen
+        layer.metadata[OfRun.KEY] = OfRun(folder.absolute())
+    return layer
 
 
 def _layers(folder: Path, name: str = "") -> list[LayerTuple | Labels]:

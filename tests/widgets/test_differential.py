@@ -193,7 +193,19 @@ def test_all_pictures_of_a_run_are_counted_together_and_reviewed_one_after_the_o
         write_folder(tmp_path / "run" / name, cells, labels, picture=image)
     inputs = [{"result": name, "slide": f"{name}.png", "state": "ok"} for name in ("a", "b")]
     (tmp_path / "run/run.json").write_text(json.dumps({"format": FORMAT, "inputs": inputs}))
-    viewer.open(str(tmp_path / "run/a"), plugin="napari-wbc")
+    viewer.open(str(tmp_path / "run"), plugin="napari-wbc")  # all on top of each other: one is seen
+
+    def seen() -> set[str]:
+        return {layer.name[:1] for layer in viewer.layers if layer.visible}
+
+    assert seen() == {"a"}
+    picture = dock("Segment cells").image
+    for name in ("b", "a"):
+        picture.setCurrentText(name)
+        picture.activated.emit(picture.currentIndex())
+        assert seen() == {name}
+        assert all(layer.visible for layer in viewer.layers if layer.name.startswith(name))
+    viewer.layers.selection.active = viewer.layers["a cells"]
     counts, gallery = dock(TITLE), dock(GALLERY)
     qtbot.waitUntil(lambda: counts.review is not None and gallery.review is counts.review, timeout=20_000)
     counts.review.decide([1, 2, 3], "basophil")
@@ -206,6 +218,8 @@ def test_all_pictures_of_a_run_are_counted_together_and_reviewed_one_after_the_o
     counts.run.pictures.cellDoubleClicked.emit(1, 0)
     qtbot.waitUntil(lambda: counts.review.session.folder == tmp_path / "run/b", timeout=20_000)
     assert gallery.review is counts.review
+    assert viewer.layers["b cells"].visible
+    assert not viewer.layers["a cells"].visible
     assert viewer.layers[-1].metadata["napari-wbc"]["folder"] == str(tmp_path / "run/b")
     counts.review.decide([5], "basophil")
     counts.go_to(str(tmp_path / "run/a"))  # it is open still

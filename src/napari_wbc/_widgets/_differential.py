@@ -353,6 +353,7 @@ class DifferentialWidget(ReviewDock):
         cells = [layer for layer in own() if layer.metadata[KEY].get("role") == CELLS]
         if cells:
             self.viewer.layers.selection.active = cells[0]
+            self.choice.uncover()
             image = self.review.image if self.review is not None else None
             layers = [*([] if image is None else [image]), *own()]
             self.viewer.layers.move_multiple([self.viewer.layers.index(layer) for layer in layers], -1)

@@ -29,7 +29,7 @@ from qtpy.QtWidgets import (
 from napari_wbc.palette import use_palette
 
 from ._preferences import preference
-from ._source import CROPS, DENSITY, FRAMES, KEY, REGIONS
+from ._source import CROPS, DENSITY, FRAMES, KEY, REGIONS, OfRun
 from ._toast import toast
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class LayerChoice(QComboBox):
         if nothing is None:
             viewer.layers.selection.events.active.connect(self._follow_active)
         self.currentIndexChanged.connect(lambda _: self.chosen.emit())
+        self.activated.connect(lambda _: self.uncover())
         self.refresh()
         self._follow_active()
 
@@ -115,6 +116,17 @@ class LayerChoice(QComboBox):
         """Open the list, with the layers' names of now."""
         self.refresh()
         super().showPopup()
+
+    def uncover(self) -> None:
+        """Show the chosen picture of a run, if it is hidden, in place of the run's others."""
+        layer = self.layer
+        mine: OfRun | None = layer.metadata.get(OfRun.KEY) if layer is not None and not layer.visible else None
+        if mine is None:
+            return
+        for other in self._viewer.layers:
+            its: OfRun | None = other.metadata.get(OfRun.KEY)
+            if its is not None and its.folder.parent == mine.folder.parent:
+                other.visible = its.folder == mine.folder and its.shown
 
     def _follow_active(self) -> None:
         if isalive(self) and self._nothing is None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 # Under this key our layers' metadata say what they show and of which picture.
 KEY = "napari-wbc"
 CROPS, REGIONS, DENSITY, FRAMES = "crops", "regions", "density", "frames"
+
+
+@dataclass(frozen=True)
+class OfRun:
+    """Of which picture of a run a layer is, in its metadata, where a run was opened as a whole."""
+
+    KEY: ClassVar = "napari-wbc run"
+    folder: Path
+    """The picture's results, in the run's folder."""
+    shown: bool = True
+    """Whether the layer is shown with its picture."""
 
 
 def layer_mpp(layer: Image) -> float | None:

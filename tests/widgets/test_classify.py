@@ -14,7 +14,7 @@ from qtpy.QtWidgets import QFileDialog
 from napari_wbc._widgets._source import slide_of
 from napari_wbc.classifier import Classifier
 from napari_wbc.count import differential
-from napari_wbc.models import find_model
+from napari_wbc.models import find_model, user_models
 from napari_wbc.pipeline import analyse, run
 from napari_wbc.slide import ImageError, Slide
 
@@ -330,6 +330,17 @@ def test_a_card_from_elsewhere_is_chosen(dock, tmp_path, monkeypatch):
     widget.model.activated.emit(browse)
     assert widget.model.currentData() == str(tmp_path / "elsewhere.json")
     assert widget.model.currentText() == "elsewhere"
+
+
+def test_a_model_that_was_made_meanwhile_is_in_the_list_when_it_is_opened(dock):
+    widget, shipped = dock(), find_model()
+    before = widget.model.currentText()
+    for suffix in (".json", ".safetensors"):
+        shutil.copy(shipped.with_suffix(suffix), user_models() / f"mine{suffix}")
+    widget.model.showPopup()
+    assert widget.model.findText("mine") >= 0
+    assert widget.model.currentText() == before
+    widget.model.hidePopup()
 
 
 def test_a_model_that_is_gone(viewer, dock, press, tmp_path):

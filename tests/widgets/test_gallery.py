@@ -82,9 +82,11 @@ def test_nobody_decides_without_a_name(gallery, reader, qtbot):
     assert not gallery.review.sign()
     pd.testing.assert_frame_equal(table_of(gallery), before)
     assert notification_manager.records[-1].message == gallery.status.text() == "Enter your name as Reviewer first."
+    assert "border" in gallery.reviewer.styleSheet()  # the field is marked
     gallery.reviewer.setText("B. Reader")
     gallery.reviewer.editingFinished.emit()
     assert "0 of 24 reviewed" in gallery.status.text()
+    assert not gallery.reviewer.styleSheet()
     assert gallery.review.accept([3])
     assert table_of(gallery).loc[3, "reviewer"] == "B. Reader"
     assert reader == ["B. Reader"]  # and of the pictures that are opened next

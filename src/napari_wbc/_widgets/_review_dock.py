@@ -198,9 +198,11 @@ class ReviewDock(SharedPlace):
     def _show_reviewer(self) -> None:
         if self.review is not None:
             self.reviewer.setText(self.review.reviewer)
+            self.reviewer.setStyleSheet("")
             self._say("\n".join(self.review.notes))
 
     def _ask_name(self) -> None:
+        self.reviewer.setStyleSheet("border: 2px solid #ffa94d;")
         if self.isVisible():
             self.reviewer.setFocus()
 

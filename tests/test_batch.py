@@ -137,7 +137,7 @@ def test_a_run_ends_with_the_counts_of_all_its_slides(folder, reference):
     assert re.search(rf"neutrophil │ +{n['neutrophil']} │ +{100 * n['neutrophil'] / white:.1f} ", output)
     assert f"unidentified: {n['unidentified']} (" in output
     assert "µm per pixel" in output
-    assert "summary.csv has a differential a slide" in output
+    assert "summary.csv has a differential of each" in output
     notes = pd.read_csv(reference / "summary.csv", keep_default_na=False)["notes"]
     for note in {note for text in notes for note in text.split("; ") if note}:
         assert f"{re.sub('^[0-9]+ cells? ', '', note)} (in " in output
@@ -342,7 +342,7 @@ def test_a_full_and_a_read_only_disk(folder, small_disk):
     place, make_read_only = small_disk
     said = call(folder, "-o", place / "out", code=1)
     assert "the disk is full; free some space" in said
-    assert "0 of 4 slides are finished; the same command goes on from there" in said
+    assert "0 of 4 pictures are finished; the same command goes on from there" in said
     assert not list(place.rglob("*.partial"))
     assert not [path for path in (place / "out").iterdir() if path.is_dir() and path.name[0] not in ".c"]
     make_read_only()

@@ -150,12 +150,12 @@ def _end(run: Batch, output: Path, why: tuple[str, int]) -> None:
         print_differential(run.pooled, finished, run.cells)
         say_scales((record["mpp_source"], record["mpp"]) for record in run.finished)
         say_notes(Counter(note for record in run.finished for note in record["notes"]), finished)
-    say(f"{', '.join(parts)}: {plural(run.cells, 'cell')} in {plural(finished, 'slide')}")
+    say(f"{', '.join(parts)}: {plural(run.cells, 'cell')} in {plural(finished, 'picture')}")
     if finished:
-        say(f"Results in {output}; summary.csv has a differential a slide")
+        say(f"Results in {output}; summary.csv has a differential of each")
     say("Research use only.")
     if why[0]:
-        stop(f"{why[0]}. {finished} of {run.total} slides are finished; the same command goes on from there.", why[1])
+        stop(f"{why[0]}. {finished} of {run.total} pictures are finished; the same command goes on from there.", why[1])
     raise typer.Exit(0 if not failures else SOME_FAILED if finished else ALL_FAILED)
 
 

@@ -51,7 +51,12 @@ def test_a_folder_is_done_shown_opened_and_equal_to_classify(viewer, dock, press
     assert batch.status.text() == _batch.READY
     said = press(batch)
     assert "2 done, 1 failed" in said
-    assert "in 2 pictures" in said  # the differential is in the files
+    assert "in 2 pictures" in said
+    assert "in 2 slides" not in said
+    assert "\nScale " in said
+    n = sum((read_results(tmp_path / "results" / name).cells.table["class"] == "neutrophil").sum()
+            for name in ("slide", "photo"))  # fmt: skip
+    assert f"neutrophil {n} (" in said
     assert "│" not in said
     table = rows(batch)
     assert table["photo.jpg"][0] == table["slide.svs"][0] == "done"

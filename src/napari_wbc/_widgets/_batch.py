@@ -191,12 +191,7 @@ class BatchWidget(ButtonDock):
                 why = why.replace(there, here)
             self._fail(ValueError(why))
         elif output:
-            lines = [
-                line.strip()
-                for line in output.splitlines()
-                if re.search(r"\bcells? in ", line) or line.startswith("Note: ")
-            ]
-            self.status.setText("\n".join([*lines, f"Results in {shown(self.output)}", "Research use only."]))
+            self.status.setText("\n".join([*_told(output), f"Results in {shown(self.output)}", "Research use only."]))
         else:
             self.status.setText("Stopped. What is finished is kept; Batch annotate, with the same settings, goes on.")
 
@@ -304,6 +299,20 @@ class BatchWidget(ButtonDock):
         path = QFileDialog.getExistingDirectory(self, "A folder for the results")
         if path:
             self.folder.setText(path)
+
+
+def _told(output: str) -> list[str]:
+    """Return what the command printed, its table of white cells as one line."""
+    lines, shares = [], []
+    for line in map(str.strip, output.splitlines()):
+        if row := re.match(r"[│|] *(.+?) *[│|] *(\d+) *[│|] *([\d.]+) *[│|]", line):
+            name, n, share = row.groups()
+            shares += [f"{name} {n} ({share} %)"] * (n != "0")
+        elif line.startswith("% of white cells"):
+            lines.append(", ".join(shares))
+        elif re.search(r"\bcells? in |^Scale |^Note: |^[a-z ]+: \d", line):
+            lines.append(line)
+    return lines
 
 
 def _number(edit: QLineEdit) -> str:

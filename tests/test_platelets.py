@@ -80,6 +80,23 @@ def test_without_a_fine_scale_there_is_no_estimate(mpp):
     assert film_of(slide, Cells.empty()) is None
 
 
+def test_no_part_of_a_small_slide_is_counted_twice():
+    labels = np.zeros((1400, 2200), np.int32)  # 280 µm by 440 µm: no place for ten windows of 195 µm
+    for k in range(24):
+        labels[100 + k // 6 * 350 :, 100 + k % 6 * 380 :][:40, :40] = k + 1
+    slide = Slide.from_levels([np.full((*labels.shape, 3), 230, np.uint8)])
+    assert slide.is_whole
+    seen = film_of(slide, measure(labels, slide="a", mpp=0.2))
+    covered = np.zeros(labels.shape, int)
+    for top, left, bottom, right in seen.windows:
+        assert (bottom - top, right - left) == (975, 975)
+        covered[top:bottom, left:right] += 1
+    assert covered.max() == 1
+    counted = seen.count(Cells.empty())
+    assert counted.parts == len(seen.windows) < 10
+    assert counted.area_mm2 == pytest.approx(covered.sum() * 0.2**2 / 1e6)
+
+
 def test_the_report_says_it(case):
     report = make_report(case / "r/nine")
     found = report.content["platelets"]

@@ -129,7 +129,7 @@ class Film:
 
 
 def looks(slide: Slide, cells: Cells) -> Iterator[Film]:
-    """Look for platelets: on a field everywhere, on a whole slide in windows around cells.
+    """Look for platelets: on a field everywhere, on a whole slide in windows around cells that do not overlap.
 
     Parameters
     ----------
@@ -156,9 +156,10 @@ def looks(slide: Slide, cells: Cells) -> Iterator[Film]:
     windows, level, step = [(0, 0, *slide.shape)], 0, 1.0
     if slide.is_whole:
         side = round(_WINDOW_UM / mpp)
-        centres = cells.centroids[walk(cells.centroids)[:_WINDOWS]]
+        centres = cells.centroids[walk(cells.centroids)]
         first = np.clip(np.round(centres - side / 2), 0, np.maximum(shape - side, 0)).astype(int)
-        windows = [(*corner, *np.minimum(np.array(corner) + side, shape).tolist()) for corner in first.tolist()]
+        corners = _apart(first, side)
+        windows = [(*corner, *np.minimum(np.array(corner) + side, shape).tolist()) for corner in corners.tolist()]
         level, step = slide.level_for(SegmentParameters().working_mpp / mpp)
     bodies: list[npt.NDArray[np.float64]] = []
     for k, window in enumerate(windows, start=1):
@@ -166,6 +167,15 @@ def looks(slide: Slide, cells: Cells) -> Iterator[Film]:
         found = platelets_in(slide.read((top, left, bottom, right), level), mpp * step)
         bodies.append((found + (0.5 + np.array([top, left]))) * step - 0.5)
         yield Film(windows[:k], list(bodies), mpp)
+
+
+def _apart(corners: npt.NDArray[np.int_], side: int) -> npt.NDArray[np.int_]:
+    """Return corners of at most `_WINDOWS` squares that do not overlap, else bodies would count twice; in order."""
+    kept = corners[:0]
+    while len(corners) and len(kept) < _WINDOWS:
+        kept = np.concatenate([kept, corners[:1]])
+        corners = corners[(np.abs(corners - corners[0]) >= side).any(axis=1)]
+    return kept
 
 
 def film_of(slide: Slide, cells: Cells) -> Film | None:

@@ -340,7 +340,10 @@ def test_results_stay_among_themselves(case):
 def test_bad_choices_are_named(case):
     for options, message in (
         (["-o", case / "x.pdf"], "ends in .html, .json, .csv"),
-        (["-o", case / "x.html", "--wbc", "-3"], "must be above 0"),
+        (["-o", case / "x.html", "--wbc", "-3"], "must be from 100 to 2000000"),
+        (["-o", case / "x.html", "--wbc", "6.4"], "WBC is per µL: for 6.4 × 10⁹/L enter 6400"),
+        (["-o", case / "x.html", "--wbc", "6,4"], "WBC per µL is '6,4': write 6400, without a comma"),
+        (["-o", case / "x.html", "--wbc", "6,400"], "write 6400, without a comma"),
         (["-o", case / "x.html", "--ranges", case / "none.toml"], "no such file"),
     ):
         out = CliRunner().invoke(app, ["report", str(case / "r"), *map(str, options)])

@@ -42,7 +42,9 @@ def report(
     ],
     slide_id: Annotated[str, typer.Option(help="As it shall stand in the report.")] = "",
     patient_id: Annotated[str, typer.Option(help="As it shall stand in the report.")] = "",
-    wbc: Annotated[float | None, typer.Option(help="White cells per µL, for absolute counts.")] = None,
+    wbc: Annotated[
+        str, typer.Option(metavar="NUMBER", help="White cells per µL, for absolute counts: 6.4 × 10⁹/L is 6400.")
+    ] = "",
     count: Annotated[
         Literal["100", "200", "400", "all"] | None,
         typer.Option(help="White cells to count, spread evenly over the smear; as in the review if not given."),
@@ -58,7 +60,7 @@ def report(
     The page needs nothing else, opens in any browser and prints to A4. It is preliminary until no cell is
     unidentified and the review is signed.
     """
-    from .reference import load_ranges
+    from .reference import load_ranges, parse_wbc
     from .report import SUFFIXES, Asked, write_report
 
     if output.suffix.lower() not in SUFFIXES:
@@ -67,7 +69,7 @@ def report(
     also = [suffix for suffix, wanted in ((".json", json), (".csv", csv)) if wanted]
     with _errors():
         target: Any = int(count) if count and count != "all" else count
-        asked = Asked(slide_id, patient_id, wbc, target, per_class, load_ranges(ranges))
+        asked = Asked(slide_id, patient_id, parse_wbc(wbc), target, per_class, load_ranges(ranges))
         made = write_report(results, output, asked, image=image, also=also)
     if output.suffix.lower() == ".html":
         for note in made.pictures.missing:

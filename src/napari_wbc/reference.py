@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 
 SHIPPED = Path(__file__).parent / "reference_ranges.toml"
-MAX_WBC = 2_000_000.0
-"""White cells per µL; no blood has more."""
+MIN_WBC, MAX_WBC = 100.0, 2_000_000.0
+"""White cells per µL: less was meant as 10⁹/L, and no blood has more."""
 
 
 class RangesError(ValueError):
@@ -74,6 +74,34 @@ def _pair(values: object) -> tuple[float, float]:
     return low, high
 
 
+def parse_wbc(text: str) -> float | None:
+    """Return the WBC per µL that a user entered; None for nothing.
+
+    Raises
+    ------
+    ValueError
+        If it is no number, has a comma (which means thousands to some and decimals to others), or no blood has it.
+    """
+    text = text.strip()
+    if "," in text:
+        raise ValueError(f"WBC per µL is {text!r}: write 6400, without a comma")
+    try:
+        wbc = float(text) if text else None
+    except ValueError:
+        raise ValueError(f"WBC per µL is {text!r}, but must be a number, such as 6400") from None
+    check_wbc(wbc)
+    return wbc
+
+
+def check_wbc(wbc: float | None) -> None:
+    """Raise ValueError if a WBC is not from `MIN_WBC` to `MAX_WBC` per µL; None, for an unknown one, is right."""
+    if wbc is None or MIN_WBC <= wbc <= MAX_WBC:
+        return
+    if 0 < wbc < MIN_WBC:
+        raise ValueError(f"WBC is per µL: for {wbc:g} × 10⁹/L enter {1000 * wbc:g}")
+    raise ValueError(f"WBC is {wbc:g} per µL, but must be from {MIN_WBC:.0f} to {MAX_WBC:.0f} (6.4 × 10⁹/L is 6400)")
+
+
 def with_ranges(counts: pd.DataFrame, ranges: Ranges, wbc: float | None = None) -> pd.DataFrame:
     """Set reference ranges, flags and absolute counts beside a differential.
 
@@ -97,10 +125,9 @@ def with_ranges(counts: pd.DataFrame, ranges: Ranges, wbc: float | None = None) 
     Raises
     ------
     ValueError
-        If `wbc` is not above 0 and at most `MAX_WBC`.
+        If `wbc` is none that blood has (`check_wbc`).
     """
-    if wbc is not None and not 0 < wbc <= MAX_WBC:
-        raise ValueError(f"WBC is {wbc:g} per µL, but must be above 0 and at most {MAX_WBC:g} (4.5 × 10⁹/L is 4500)")
+    check_wbc(wbc)
     table = counts.copy()
     white = (table["group"] == "white").to_numpy()
     share = table["value"].where(white)

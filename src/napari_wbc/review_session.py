@@ -24,6 +24,7 @@ from .decisions import Change, Decided, DecisionError, Entry, read_log
 from .export import RESULT_FILES, write_folder, write_results
 from .geojson import Rings, outlines, rings_in
 from .record import record_of
+from .reference import check_wbc
 from .review import DECISIONS, checked_name
 from .review_files import Kept, ReadOnlyError, locked, log_file, read_kept, sha256_of, table_in
 
@@ -265,7 +266,14 @@ class ReviewSession:
         return self._take({"do": "redo"})
 
     def set(self, **values: Any) -> Change:
-        """Change settings (`DEFAULTS`, and others such as a patient's id): text, numbers, truth or None."""
+        """Change settings (`DEFAULTS`, and others such as a patient's id): text, numbers, truth or None.
+
+        Raises
+        ------
+        ValueError
+            If ``wbc`` is none that blood has.
+        """
+        check_wbc(values.get("wbc"))
         return self._take({"do": "set", "values": {name: _plain(value) for name, value in values.items()}})
 
     def sign(self, reviewer: str) -> Change:

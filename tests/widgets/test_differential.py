@@ -133,6 +133,31 @@ def test_absolute_counts_ranges_and_flags(counts, tmp_path):
     assert counts.review.session.settings["wbc"] is None
 
 
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [("6.4", "WBC is per µL: for 6.4 × 10⁹/L enter 6400"), ("6,4", "write 6400, without a comma")],
+)
+def test_a_wbc_in_another_unit_or_with_a_comma_is_refused(counts, typed, message, qtbot):
+    choose(counts, None)
+    qtbot.keyClicks(counts.wbc, typed)
+    qtbot.keyPress(counts.wbc, "\r")
+    assert message in counts.status.text()
+    assert counts.review.session.settings["wbc"] is None
+    assert counts.counts["per_ul"].isna().all()
+    assert counts.wbc.text() == ""
+
+
+def test_a_wbc_in_another_unit_that_a_review_holds_gives_no_absolute_counts(counts):
+    choose(counts, None)
+    session = counts.review.session
+    with pytest.raises(ValueError, match="enter 6400"):
+        session.set(wbc=6.4)
+    session._take({"do": "set", "values": {"wbc": 6.4}})  # as an earlier version wrote it
+    counts.recount()
+    assert "for 6.4 × 10⁹/L enter 6400" in counts.results.head.text()
+    assert counts.counts["per_ul"].isna().all()
+
+
 def test_two_readers(counts, results, tmp_path, qtbot):
     counts.tabs.setCurrentIndex(1)
     counts.compare_with(None)

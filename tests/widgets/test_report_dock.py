@@ -67,6 +67,11 @@ def test_what_was_entered(viewer, dock):
     dialog.patient_id.setText(" P 2 ")
     dialog.wbc.setText("6400")
     assert dialog.asked() == Asked("smear.jpg", "P 2", 6400.0)
-    dialog.wbc.setText("many")
-    with pytest.raises(ValueError, match="'many', but must be a number"):
-        dialog.asked()
+    for text, message in (
+        ("many", "'many', but must be a number"),
+        ("6.4", "per µL: for 6.4 × 10⁹/L enter 6400"),
+        ("6,4", "write 6400, without a comma"),
+    ):
+        dialog.wbc.setText(text)
+        with pytest.raises(ValueError, match=message):
+            dialog.asked()

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from napari.utils.notifications import show_info
 from qtpy.QtCore import QTimer
-from qtpy.QtGui import QDoubleValidator
 from qtpy.QtWidgets import (
     QComboBox,
     QFileDialog,
@@ -23,7 +22,7 @@ from qtpy.QtWidgets import (
 from napari_wbc.class_names import UNIDENTIFIED
 from napari_wbc.count import differential
 from napari_wbc.counted import TARGETS, sampling_line
-from napari_wbc.reference import load_ranges, with_ranges
+from napari_wbc.reference import check_wbc, load_ranges, parse_wbc, with_ranges
 from napari_wbc.review import unseen
 from napari_wbc.words import sentence
 
@@ -121,8 +120,7 @@ class DifferentialWidget(ReviewDock):
         self.seed.setToolTip("Another seed takes other cells")
         self.wbc = QLineEdit()
         self.wbc.setPlaceholderText("WBC per µL, for absolute counts")
-        self.wbc.setToolTip("White cells per µL, as an analyser counted them: 4.5 × 10⁹/L is 4500")
-        self.wbc.setValidator(QDoubleValidator(0.0, 2e6, 1))
+        self.wbc.setToolTip("White cells per µL, as an analyser counted them: 6.4 × 10⁹/L is 6400")
         self.range_box = QComboBox()
         self.range_box.addItem(SHIPPED, None)
         self.range_box.addItem(BROWSE, BROWSE)
@@ -210,7 +208,12 @@ class DifferentialWidget(ReviewDock):
         done = int((session.reviewed & counted).sum())
         cells = session.cells.where(counted)
         self._counted, self._stale = session.cells, False
-        self.counts = with_ranges(differential(cells), self.ranges, settings["wbc"])
+        wbc, doubt = settings["wbc"], ""
+        try:
+            check_wbc(wbc)
+        except ValueError as error:  # a review of an earlier version took any number
+            wbc, doubt = None, f"\n{error}"
+        self.counts = with_ranges(differential(cells), self.ranges, wbc)
         if not self._is_seen():
             self._stale = True
             return  # behind another tab: drawn when it comes to the front
@@ -220,7 +223,7 @@ class DifferentialWidget(ReviewDock):
         self.progress.setRange(0, max(1, int(counted.sum())))
         self.progress.setValue(done)
         self.progress.setUpdatesEnabled(True)
-        line = f"{cells_line(cells)}. {sampling_line(settings['target'], settings['seed'])}"
+        line = f"{cells_line(cells)}. {sampling_line(settings['target'], settings['seed'])}{doubt}"
         if self.tabs.currentIndex() == 0:  # else it would lie over the page in front
             self.results.show()
         notes = [LIMITS_NOTE, f"Ranges: {self.ranges.source}.", "Research use only."]
@@ -303,10 +306,8 @@ class DifferentialWidget(ReviewDock):
         self.recount()
 
     def _on_wbc(self) -> None:
-        text = self.wbc.text().strip().replace(",", ".")
         try:
-            value = float(text) if text else None
-            with_ranges(differential(self.review.session.cells), self.ranges, value) if self.review else None
+            value = parse_wbc(self.wbc.text())
         except ValueError as error:
             self.warn(str(error))
             value = None

@@ -55,15 +55,11 @@ class ReportDialog(QDialog):
         form.addRow(buttons)
 
     def asked(self) -> Asked:
-        """Return what was entered; raises ValueError if the WBC is no number."""
+        """Return what was entered; raises ValueError if that is no WBC per µL."""
+        from napari_wbc.reference import parse_wbc
         from napari_wbc.report import Asked
 
-        text = self.wbc.text().strip().replace(",", ".")
-        try:
-            wbc = float(text) if text else None
-        except ValueError:
-            raise ValueError(f"WBC per µL is {text!r}, but must be a number, such as 6400") from None
-        return Asked(self.slide_id.text().strip(), self.patient_id.text().strip(), wbc)
+        return Asked(self.slide_id.text().strip(), self.patient_id.text().strip(), parse_wbc(self.wbc.text()))
 
 
 def report(

@@ -251,6 +251,14 @@ def test_segment_gives_cells_without_classes(tmp_path):
     assert np.unique(results.labels).tolist() == [0, 1, 2]
 
 
+def test_equal_pictures_under_several_names_are_named(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        shutil.copy(FIELD, tmp_path / name)
+    shutil.copy(VIEW, tmp_path / "c.jpg")
+    output = call("segment", tmp_path, "-o", tmp_path / "out")
+    assert "Note: the same picture under 2 names, counted as often: a.jpg, b.jpg\n" in output
+
+
 def test_crops_are_sorted_and_classified_again_alike(classifier, tmp_path):
     out = tmp_path / "crops"
     call("crop", FIELD, "-o", out)

@@ -328,6 +328,27 @@ def test_a_whole_slide_says_what_was_left_out(tmp_path, classifier):
     assert len([a for tag, a in page.tags if tag == "img"]) == 1 + len(found.cells)
 
 
+def test_patients_that_are_counted_together_are_told(case):
+    file = case / "r/run.json"
+    record = json.loads(file.read_text("utf-8"))
+    nine = read_results(case / "r/nine")
+    write_folder(case / "r/other", Cells(nine.cells.table.assign(slide="other.jpg")), nine.labels)
+    (entry,) = (entry for entry in record["inputs"] if entry["result"] == "nine")
+    for patients, told in ((("P1", "P2"), True), (("P1", "P1"), False), (("", "P2"), False)):
+        entries = [
+            entry | {"result": result, "about": {"patient": patient}}
+            for result, patient in zip(("nine", "other"), patients, strict=True)
+        ]
+        file.write_text(json.dumps(record | {"inputs": entries}), "utf-8")
+        out = CliRunner().invoke(app, ["report", str(case / "r"), "-o", str(case / "x.csv")])
+        assert out.exit_code == 0, out.output
+        assert ("Note: 2 patients are counted together; for the report of one" in out.output) == told
+        assert ("report,together,2 patients" in (case / "x.csv").read_text("utf-8")) == told
+    entries[0]["about"]["patient"] = "P1"
+    file.write_text(json.dumps(record | {"inputs": entries}), "utf-8")
+    assert "2 patients are counted together" in Page(make_report(case / "r").as_html()).text
+
+
 def test_results_stay_among_themselves(case):
     for name in ("r/nine/x.html", "r/run.json"):
         with pytest.raises(ExportError, match="choose another"):

@@ -143,6 +143,12 @@ class Case:
         return np.repeat(np.arange(len(self.pictures)), [len(picture.cells) for picture in self.pictures])
 
     @property
+    def patients(self) -> tuple[str, ...]:
+        """Patients of its pictures, where the list of the batch names them."""
+        named = (str(picture.facts.get("about", {}).get("patient", "")) for picture in self.pictures)
+        return tuple(dict.fromkeys(name for name in named if name))
+
+    @property
     def failed(self) -> tuple[tuple[str, str], ...]:
         """Pictures of the run without results, and why."""
         inputs = self.run.get("inputs", [])

@@ -74,6 +74,8 @@ def report(
     if output.suffix.lower() == ".html":
         for note in made.pictures.missing:
             say(f"Note: {note}", error=True)
+    if made.content["together"]:
+        say(f"Note: {made.content['together']}")
     reasons, signed = made.content["preliminary"], made.content["signature"]
     if reasons:
         say(f"Preliminary: {'; '.join(reasons)}")

@@ -147,6 +147,7 @@ class Run:
         n_done = len(self.done) if n_done is None else n_done
         say_scales((outcome.mpp_source, outcome.mpp) for outcome in self.done)
         say_notes(self.notes, len(self.inputs))
+        self._say_twins()
         if self.failures:
             say(f"{len(self.failures)} failed: {', '.join(self.failures[:10])}{' …' if self.failures[10:] else ''}")
         if n_done:
@@ -157,6 +158,16 @@ class Run:
         if self.failures:
             raise typer.Exit(SOME_FAILED if n_done else ALL_FAILED)
         raise typer.Exit
+
+    def _say_twins(self) -> None:
+        """Name pictures whose files are equal: their cells are counted once for each of them."""
+        names: dict[str, list[str]] = {}
+        for outcome in self.done:
+            if outcome.sha256:
+                names.setdefault(outcome.sha256, []).append(outcome.input.slide)
+        for same in names.values():
+            if len(same) > 1:
+                say(f"Note: the same picture under {len(same)} names, counted as often: {', '.join(same)}")
 
 
 def load_classifier(model: str | None, device: str | None) -> Classifier:

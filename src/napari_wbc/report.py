@@ -156,6 +156,7 @@ def make_report(results: str | Path | Case, asked: Asked | None = None, *, image
         "use": _USE,
         "slide_id": printable(asked.slide_id or str(own.get("slide_id") or "")) or _names(case),
         "patient_id": printable(asked.patient_id or str(own.get("patient_id") or "")),
+        "together": together(case),
         "date": now().isoformat(timespec="minutes"),
         "preliminary": still_open(counted, signed),
         "signature": signed and signed | {"unseen": unseen(counted)},
@@ -240,6 +241,16 @@ def platelets(case: Case) -> Platelets | None:
         if film is not None:
             found.append(film.count(picture.cells))
     return pooled(found)
+
+
+def together(case: Case) -> str:
+    """Say that several patients are counted as one; empty where they are not, or nobody named them."""
+    if len(case.patients) < 2:
+        return ""
+    return (
+        f"{len(case.patients)} patients are counted together; for the report of one give the folder of one of the "
+        "pictures, or of a batch of this patient alone"
+    )
 
 
 def _settings(case: Case) -> Mapping[str, Any]:
@@ -372,7 +383,7 @@ def _rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     def add(section: str, item: str, value: Any) -> None:
         rows.append({"section": section, "item": item, "value": value})
 
-    for key in ("use", "slide_id", "patient_id", "date", "wbc_per_ul", "reference_source"):
+    for key in ("use", "slide_id", "patient_id", "together", "date", "wbc_per_ul", "reference_source"):
         add("report", key, content[key])
     for reason in content["preliminary"]:
         add("report", "preliminary", reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+from napari_wbc.console import result_line
 from napari_wbc.dataset import DatasetError
 from napari_wbc.evaluate import Evaluation, calibration_error, compare, evaluate
-from napari_wbc.evaluate_report import classes_table, limits_note, metrics_table, write_report
+from napari_wbc.evaluate_report import classes_table, limits_note, metrics_table, number, write_report
 
 CROPS = Path(__file__).parent / "data/crops"
 
@@ -86,7 +88,27 @@ def test_where_no_cell_is_wrong_the_limits_are_exact_or_none() -> None:
     assert one.loc["accuracy", ["low", "high"]].isna().all()  # of one patient nothing follows for others
     assert "those of the accuracy are exact" in limits_note(result(p, y))
     assert "exact" not in limits_note(FOUR)
-    assert "bootstrap over 4 " in limits_note(FOUR)
+    assert "bootstrap over 4 units of its split" in limits_note(FOUR)
+
+
+@pytest.mark.parametrize(
+    ("groups", "unit", "told"),
+    [
+        (["", "", "", ""], [0, 1, 2, 2], "3 pictures"),
+        (["P1", "P1", "P2", "P2"], [0, 0, 1, 1], "2 groups (patients or slides) that the data name"),
+        (["P1", "P1", "", ""], [0, 0, 1, 2], "1 group (patients or slides) that the data name and 2 pictures"),
+    ],
+)
+def test_the_limits_say_what_was_drawn(groups, unit, told) -> None:
+    judged = dataclasses.replace(FOUR, table=FOUR.table.assign(group=groups), unit=np.array(unit))
+    assert f"bootstrap over {told}" in limits_note(judged)
+
+
+def test_a_share_is_rounded_alike_from_a_card_and_from_cells() -> None:
+    for value in (0.92552, 0.9255, 0.92548, 0.925449, 1.0, 0.0):
+        card = {"what": "macro-F1", "value": round(100 * value, 2)}
+        assert result_line(card) == f"macro-F1: {number(value, 'macro-F1')} %"
+    assert number(0.92552, "macro-F1") == "92.6"
 
 
 def test_what_is_read_is_in_per_cent_where_it_is_a_share() -> None:

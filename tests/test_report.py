@@ -343,10 +343,15 @@ def test_patients_that_are_counted_together_are_told(case):
         out = CliRunner().invoke(app, ["report", str(case / "r"), "-o", str(case / "x.csv")])
         assert out.exit_code == 0, out.output
         assert ("Note: 2 patients are counted together; for the report of one" in out.output) == told
-        assert ("report,together,2 patients" in (case / "x.csv").read_text("utf-8")) == told
+        assert ("2 patients are counted together" in (case / "x.csv").read_text("utf-8")) == told
     entries[0]["about"]["patient"] = "P1"
     file.write_text(json.dumps(record | {"inputs": entries}), "utf-8")
     assert "2 patients are counted together" in Page(make_report(case / "r").as_html()).text
+
+
+def test_every_file_that_was_written_is_named(case):
+    out = CliRunner().invoke(app, ["report", str(case / "r"), "-o", str(case / "x.csv"), "--json", "--csv"])
+    assert f"Report in {case / 'x.csv'}, {case / 'x.json'}\n" in out.output
 
 
 def test_results_stay_among_themselves(case):

@@ -81,7 +81,8 @@ def report(
         say(f"Preliminary: {'; '.join(reasons)}")
     if signed:
         say(f"Signed by {signed['name']}" + (f", with {signed['unseen']}" if signed["unseen"] else ""))
-    say(f"Report in {output}")
+    files = dict.fromkeys([output, *(output.with_suffix(suffix) for suffix in also)])
+    say(f"Report in {', '.join(map(str, files))}")
     say("Research use only.")
 
 

@@ -10,7 +10,7 @@ import typer
 from .cli_search import adapted, refuse_swept, run_protocol
 from .cli_shared import SplitKind, Starts, bar_of, errors, read_data
 from .console import STOPPED, USAGE, Mpp, load_classifier, need, print_table, result_line, say, stop
-from .words import plural
+from .words import plural, tenths
 
 if TYPE_CHECKING:
     from .recipe import Recipe
@@ -146,7 +146,7 @@ def _train_one(cells: Any, recipe: Recipe, output: Path, options: dict[str, Any]
     if hint := few_steps(done.card.training["steps"], len(done.history)):
         say(hint)
     last = done.history.iloc[-1]
-    accuracy = f"{100 * last.val_accuracy:.1f} %"
+    accuracy = f"{tenths(100 * last.val_accuracy)} %"
     say(f"{plural(len(done.history), 'epoch')}; validation accuracy {accuracy} in the last, while fitted")
     say("The finished model, cut and seen as in prediction:")
     for result in done.card.results:

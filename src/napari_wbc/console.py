@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from .inputs import Input, find_images, name_inputs, printable
-from .words import plural
+from .words import plural, tenths
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -311,9 +311,9 @@ def result_line(result: Mapping[str, Any]) -> str:
     """Return a measured result of a model's card as words; what is wrong or missing in it is left out."""
     known = {key: value for key, value in result.items() if isinstance(value, int | float)}
     what = str(result.get("what", "result"))
-    text = f"{what}: {known.get('value', math.nan):.1f}{'' if '×100' in what else ' %'}"
+    text = f"{what}: {tenths(known.get('value', math.nan))}{'' if '×100' in what else ' %'}"
     if {"low", "high"} <= set(known):
-        text += f" (95 % limits {known['low']:.1f} – {known['high']:.1f})"
+        text += f" (95 % limits {tenths(known['low'])} – {tenths(known['high'])})"
     return (
         text
         + (f", {plural(int(known['n']), 'cell')}" if "n" in known else "")

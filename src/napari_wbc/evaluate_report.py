@@ -16,7 +16,7 @@ from .atomic import new_file, safe_name
 from .evaluate import Evaluation, calibration_error, compare
 from .page import plain, render
 from .tables import to_csv
-from .words import plural
+from .words import plural, tenths
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,12 +45,23 @@ def classes_table(result: Evaluation) -> pd.DataFrame:
 
 def limits_note(result: Evaluation) -> str:
     """Say where the limits are from."""
-    told = f"Limits: 95 %, bootstrap over {len(np.unique(result.unit))} patients, slides or pictures"
+    told = f"Limits: 95 %, bootstrap over {_units(result)}"
     table = result.summary.set_index("metric")
     if table["low"].drop("accuracy").notna().all():
         return told
     exact = "; those of the accuracy are exact" if table.loc["accuracy", "value"] in (0, 1) else ""
     return f"{told}, but where all resamples are alike (–){exact}"
+
+
+def _units(result: Evaluation) -> str:
+    """Say how many what the bootstrap draws."""
+    n = len(np.unique(result.unit))
+    if "group" not in result.table:  # predictions of a training run
+        return plural(n, "unit") + " of its split (the cells of a patient, slide or picture)"
+    named = (result.table["group"].fillna("").astype(str) != "").to_numpy()
+    pictures = len(np.setdiff1d(result.unit, result.unit[named]))
+    groups = f"{plural(n - pictures, 'group')} (patients or slides) that the data name"
+    return " and ".join([groups] * bool(named.any()) + [plural(pictures, "picture")] * bool(pictures))
 
 
 def heading(name: str, of: str = "") -> str:
@@ -61,7 +72,7 @@ def heading(name: str, of: str = "") -> str:
 
 def number(value: float, name: str) -> str:
     """Return the value of a metric as it is shown; a dash for none."""
-    return "–" if np.isnan(value) else f"{value:.3f}" if name in NO_SHARES else f"{100 * value:.1f}"
+    return "–" if np.isnan(value) else f"{value:.3f}" if name in NO_SHARES else tenths(100 * value)
 
 
 def draw_confusion(axes: Any, result: Evaluation) -> None:
@@ -209,7 +220,12 @@ def _section(result: Evaluation, stem: str, wrong: bool) -> Any:
 def _page(results: Sequence[Evaluation], parts: list[Any], pairs: list[dict[str, Any]]) -> str:
     lead = pd.DataFrame(
         [
-            {"model": r.model, "data": r.data, "cells": len(r.table), "right": f"{100 * r.table['right'].mean():.1f} %"}
+            {
+                "model": r.model,
+                "data": r.data,
+                "cells": len(r.table),
+                "right": f"{tenths(100 * r.table['right'].mean())} %",
+            }
             for r in results
         ]
     )

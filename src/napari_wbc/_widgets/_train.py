@@ -36,6 +36,7 @@ from superqt import QCollapsible
 
 from napari_wbc.atomic import safe_name
 from napari_wbc.models import NETWORKS, available_models
+from napari_wbc.words import tenths
 
 from ._child import Child, arguments_of
 from ._curves import Curves
@@ -387,8 +388,8 @@ def result_lines(results: list[dict[str, Any]]) -> list[str]:
     for data, rows in groupby(results, key=lambda row: str(row["data"])):
         said, n = [], 0
         for row in rows:
-            limits = f" (95 % limits {row['low']:.1f} – {row['high']:.1f})" if "low" in row else ""
-            said.append(f"{row['what']} {row['value']:.1f} %{limits}")
+            limits = f" (95 % limits {tenths(row['low'])} – {tenths(row['high'])})" if "low" in row else ""
+            said.append(f"{row['what']} {tenths(row['value'])} %{limits}")
             n = row["n"]
         lines.append(f"{PARTS.get(data.rpartition('/')[2], data).capitalize()}, {n} cells: {', '.join(said)}.")
     return lines

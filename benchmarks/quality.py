@@ -123,7 +123,7 @@ def trust(home: Judged, away: Sequence[Judged]) -> Iterator[Row]:
         "accuracy with the least sure 5 % rejected", elsewhere, away, lambda s: pooled(s).at_rejection(), (97,)
     )
     yield bootstrap(
-        "macro-F1 lost from pbc/val to the mean of the sets", elsewhere, [home, *away],
+        "macro-F1 (mean over the classes), points lost from the laboratory of the training (pbc/val) to others, on average (×100)", elsewhere, [home, *away],
         lambda s: s[0].macro_f1() - float(np.mean([other.macro_f1() for other in s[1:]])), (8,), most=True,
     )  # fmt: skip
 

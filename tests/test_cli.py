@@ -264,7 +264,8 @@ def test_crops_are_sorted_and_classified_again_alike(classifier, tmp_path):
     call("crop", FIELD, "-o", out)
     table = pd.read_csv(out / "crops.csv")
     assert len(table) == 2
-    call("classify", out, "-o", tmp_path / "p.csv")
+    told = call("classify", out, "-o", tmp_path / "p.csv")
+    assert "Note: scale as written in the picture's file (in 2 of 2 pictures)" in told
     again = pd.read_csv(tmp_path / "p.csv")
     again["file"] = [Path(file).relative_to(out).as_posix() for file in again["file"]]
     both = table.merge(again, on="file")
@@ -342,6 +343,9 @@ def test_models_info_and_version(classifier):
     low, high = f"{result['low']:.1f}", f"{result['high']:.1f}"
     assert f"{result['what']}: {result['value']:.1f} % (95 % limits {low} – {high}), {result['n']} cells" in output
     assert "what " not in output
+    assert (
+        "points lost from the laboratory of the training (pbc/val) to others, on average (×100): 34.2 (95 %" in output
+    )
     assert "threads: " in call("info")
     assert call("--version").startswith("napari-wbc 0.")
     assert "Exit codes" in call("annotate", "--help")

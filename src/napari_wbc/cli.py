@@ -186,7 +186,7 @@ def classify(
     import pandas as pd
 
     from .atomic import check_writable, new_file
-    from .record import Settings
+    from .record import SCALE_WORDS, Settings
     from .single import classify_crops
     from .tables import to_csv
 
@@ -209,7 +209,7 @@ def classify(
         fresh.write_text(to_csv(table), encoding="utf-8", newline="\n")
     done = [row for row in rows if not row["error"]]
     print_table(["class", "crops"], Counter(row["class"] for row in done).most_common())
-    run.notes = Counter(f"scale {row['scale']}" for row in done)
+    run.notes = Counter(f"scale {SCALE_WORDS.get(row['scale'], row['scale'])}" for row in done)
     run.end(f"{plural(len(done), 'prediction')} in {output}", len(done))
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .words import tenths
+
 if TYPE_CHECKING:
     from jinja2 import Environment
 
@@ -23,7 +25,7 @@ def _environment() -> Environment:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    made.filters |= {"css": css_text}
+    made.filters |= {"css": css_text, "tenths": tenths}
     return made
 
 

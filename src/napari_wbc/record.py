@@ -243,6 +243,11 @@ def record_of(analysis: Analysis, result: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+SCALE_WORDS = {
+    "given": "as given", "file": "as written in the picture's file", "red cells": "measured from the red cells",
+}  # fmt: skip
+
+
 def scales(pictures: Iterable[tuple[str, float]]) -> list[str]:
     """Say for each source of the scale what it was: the first thing to check of a run."""
     found: dict[str, list[float]] = {}
@@ -256,8 +261,7 @@ def _scale(source: str, values: list[float]) -> str:
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return f"Scale unknown in {pictures}"
-    words = {"given": "as given", "red cells": "measured from the red cells"}
-    how = words.get(source, f"assumed from the {source}")
+    how = SCALE_WORDS.get(source, f"assumed from the {source}")
     spread = f", {min(known):.3g} to {max(known):.3g}" if len(known) > 1 else ""
     return f"Scale {median(known):.3g} µm per pixel, {how} ({pictures}{spread})"
 

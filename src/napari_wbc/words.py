@@ -16,6 +16,6 @@ def sentence(words: str) -> str:
 
 
 def tenths(value: float) -> str:
-    """Return a number with one decimal, the same of a value and of that value rounded to hundredths, as cards keep it."""
+    """Return a number with one decimal, the same of a value and of it in hundredths, as cards keep it."""
     # A half goes up: 92.55 is a little less in binary, and would be 92.5 where 92.552 is 92.6.
     return f"{round(value, 2) + math.copysign(1e-9, value):.1f}"

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -165,12 +166,6 @@ class _Lines:
     def __init__(self) -> None:
         self._run, self._last = Lines(), dict[str, float]()
 
-    def __enter__(self) -> _Lines:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
-
     def __call__(self, report: Report, run: Batch) -> None:
         """Tell of a slide; one that runs at most five times a second."""
         now = time.monotonic()
@@ -182,12 +177,12 @@ class _Lines:
         self._run("slides", run.total - run.states["waiting"] - run.states["running"], run.total)
 
 
-def _shown() -> _Lines | _Bars | _Log:
+def _shown() -> AbstractContextManager[Callable[[Report, Batch], None]]:
     from rich.console import Console
 
     if is_piped():
-        return _Lines()
-    return _Bars() if Console(stderr=True).is_terminal else _Log()
+        return nullcontext(_Lines())
+    return _Bars() if Console(stderr=True).is_terminal else nullcontext(_Log())
 
 
 class _Log:
@@ -195,12 +190,6 @@ class _Log:
 
     def __init__(self) -> None:
         self._last = time.monotonic()
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return
 
     def __call__(self, report: Report, run: Batch) -> None:
         """Tell of a slide."""
@@ -210,7 +199,7 @@ class _Log:
         self._last = now
         ended = run.total - run.states["waiting"] - run.states["running"]
         what = f"{report.stage} {report.done} of {report.total}" if report.state == "running" else report.state
-        say(f"{ended} of {plural(run.total, 'slide')}; {printable(report.slide)}: {what}", error=True, style="")
+        say(f"{ended} of {plural(run.total, 'slide')}; {report.slide}: {what}", error=True, style="")
 
 
 class _Bars:

@@ -26,9 +26,9 @@ class ReadersTab(QWidget):
     """Agreement of the review with another reader."""
 
     chosen = Signal()
+    """Another reader shall be compared with."""
     warned = Signal(str)
     """The results of another reader cannot be used: why."""
-    """Another reader shall be compared with."""
 
     def __init__(self) -> None:
         super().__init__()
